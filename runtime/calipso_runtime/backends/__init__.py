@@ -1,0 +1,129 @@
+"""Engines behind one protocol: each in its own file, which alone imports it.
+
+A new engine is one file and one line in `BACKENDS`.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from calipso_runtime.errors import BackendUnavailableError, UsageError
+
+AUTO = "auto"
+# Name on the command line and in `load`: module and class. Nothing of it is imported before it is used.
+BACKENDS: Mapping[str, str] = {
+    "ort": "calipso_runtime.backends.ort:OrtCpuBackend",
+    "ort-cuda": "calipso_runtime.backends.ort:OrtCudaBackend",
+}
+# What "auto" tries, in this order.
+AUTO_ORDER = ("ort-cuda", "ort")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """An input or output of a graph.
+
+    Attributes:
+        name: as in the graph.
+        shape: a dimension is None where it is dynamic.
+        dtype: numpy's name of it, "float32".
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+
+class Backend(Protocol):
+    """One graph in one engine. `run` may be called from several threads at once.
+
+    Attributes:
+        name: as in `BACKENDS`.
+        provider: what computes in fact, read back from the engine: "CPUExecutionProvider".
+        metadata: the graph's own key-value pairs.
+        inputs: of the graph.
+        outputs: of the graph.
+    """
+
+    name: str
+    provider: str
+    metadata: Mapping[str, str]
+    inputs: Sequence[TensorInfo]
+    outputs: Sequence[TensorInfo]
+
+    def run(self, image: npt.NDArray[np.float32], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+        """Answer a batch.
+
+        Args:
+            image: float32 [B,3,H,W], normalised.
+            outputs: names of the outputs wanted.
+
+        Raises:
+            BackendError: the engine failed, or is closed.
+        """
+
+    def close(self) -> None:
+        """Give the engine's memory back. Closing twice is allowed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which backends will be tried, in order, and why these."""
+
+    candidates: tuple[str, ...]
+    reason: str
+
+
+def choose(name: str) -> Choice:
+    """Resolve "auto" or a backend's name.
+
+    Raises:
+        UsageError: there is no backend of this name.
+    """
+    if name == AUTO:
+        return Choice(candidates=AUTO_ORDER, reason=f"auto prefers {', then '.join(AUTO_ORDER)}")
+    if name in BACKENDS:
+        return Choice(candidates=(name,), reason=f"{name} was asked for")
+    message = f"backend {name!r} is unknown: expected {AUTO}, {', '.join(BACKENDS)}"
+    raise UsageError(message)
+
+
+def connect(model_path: Path, *, backend: str, threads: int | None) -> tuple[Backend, str]:
+    """Load a graph into the first backend that is really there.
+
+    Args:
+        model_path: the graph, whose hash was checked.
+        backend: "auto" or a name of `BACKENDS`.
+        threads: for the engine's computation on the CPU; None leaves it to the engine.
+
+    Returns:
+        The backend, and why it is this one.
+
+    Raises:
+        UsageError: there is no backend of this name.
+        BackendUnavailableError: none of the candidates is on this machine.
+        BundleCorruptError: the engine cannot read the graph.
+    """
+    choice = choose(backend)
+    refusals = []
+    for name in choice.candidates:
+        try:
+            opened = _constructor(name)(model_path, threads=threads)
+        except BackendUnavailableError as error:
+            if len(choice.candidates) == 1:
+                raise
+            refusals.append(f"{name} is not available: {error}")
+            continue
+        return opened, "; ".join([f"{choice.reason}; {name} runs on {opened.provider}", *refusals])
+    message = "no backend is available on this machine: " + "; ".join(refusals)
+    raise BackendUnavailableError(message)
+
+
+def _constructor(name: str) -> Callable[..., Backend]:
+    module, _, attribute = BACKENDS[name].partition(":")
+    return cast("Callable[..., Backend]", getattr(importlib.import_module(module), attribute))

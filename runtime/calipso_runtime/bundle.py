@@ -1,0 +1,332 @@
+"""The bundle: its schema, its hashes, and the only contract that exporter and runtime share.
+
+A bundle is a directory:
+
+    model.onnx      the graph; weights beyond 2 GB lie beside it in model.onnx.data
+    manifest.json   everything a reader needs to know about the graph, and the sha256 of every file
+    parity.json     what was compared with eager PyTorch, and how far it was off
+    report.html     the same for people
+    search.json     validation curves, where parameters were searched
+
+The manifest, less what can only be known once the graph is written (`files`, `parity`), is also in
+the graph's own metadata, beside a digest of the file: a bare `.onnx` is enough for the runtime.
+"""
+
+import dataclasses
+import hashlib
+import json
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from calipso_runtime.errors import BundleCorruptError, BundleNotFoundError, BundleSchemaError
+
+SCHEMA_VERSION = 1
+MODEL_FILE = "model.onnx"
+EXTERNAL_DATA_FILE = "model.onnx.data"
+MANIFEST_FILE = "manifest.json"
+PARITY_FILE = "parity.json"
+REPORT_FILE = "report.html"
+SEARCH_FILE = "search.json"
+
+METADATA_MANIFEST = "calipso.manifest"
+METADATA_DIGEST = "calipso.sha256"
+# The digest of a file cannot contain itself: it is taken with this in its place.
+DIGEST_PLACEHOLDER = b"sha256:" + b"0" * 64
+
+_CHUNK_BYTES = 1 << 20
+_RESIZE_MODES = ("shortest", "longest", "squash")
+_INTERPOLATIONS = ("bicubic", "bilinear")
+_TABLES = ("model", "prompts", "head", "graph", "tools", "files")
+
+Json = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How a picture becomes the graph's input: open_clip's `preprocess_cfg`, resolved.
+
+    Attributes:
+        size: height and width of the input, in pixels.
+        mean: per RGB channel, of values in [0, 1].
+        std: per RGB channel, of values in [0, 1].
+        interpolation: "bicubic" or "bilinear", both antialiased.
+        resize_mode: "shortest" (then centre crop), "longest" (then pad) or "squash".
+        fill_color: level in 0..255 that pads, for "longest".
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    fill_color: int = 0
+
+    def __post_init__(self) -> None:
+        if self.resize_mode not in _RESIZE_MODES:
+            message = f"preprocess.resize_mode is {self.resize_mode!r}: expected one of {', '.join(_RESIZE_MODES)}"
+            raise BundleSchemaError(message)
+        if self.interpolation not in _INTERPOLATIONS:
+            message = (
+                f"preprocess.interpolation is {self.interpolation!r}: expected one of {', '.join(_INTERPOLATIONS)}"
+            )
+            raise BundleSchemaError(message)
+        if (len(self.size), len(self.mean), len(self.std)) != (2, 3, 3):
+            message = (
+                f"preprocess has size {self.size}, mean {self.mean} and std {self.std}: expected 2, 3 and 3 values"
+            )
+            raise BundleSchemaError(message)
+        if not all(pixels >= 1 for pixels in self.size) or not all(deviation > 0 for deviation in self.std):
+            message = f"preprocess has size {self.size} and std {self.std}: expected positive values"
+            raise BundleSchemaError(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What `manifest.json` says.
+
+    Attributes:
+        labels: class names, in the order of the logits.
+        preprocess: how a picture becomes the graph's input.
+        precision: type of the graph's arithmetic, "fp32".
+        model: name, family, embed_dim, logit_scale, logit_bias, and where the weights came from.
+        prompts: templates, or prompts per class, that made the text weights.
+        head: the parameters of CALIP and Tip-Adapter, and how they were chosen.
+        graph: opset, inputs and outputs by name, node count.
+        tools: version of every tool that took part.
+        files: sha256 and bytes of every other file of the bundle; empty in a graph's own metadata.
+        parity: "passed", "failed", or "unknown" in a graph's own metadata.
+    """
+
+    labels: tuple[str, ...]
+    preprocess: Preprocess
+    precision: str
+    model: Json
+    prompts: Json
+    head: Json
+    graph: Json
+    tools: Json
+    files: Json = dataclasses.field(default_factory=dict)
+    parity: str = "unknown"
+    schema_version: int = SCHEMA_VERSION
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON types, in the schema's order."""
+        document = dataclasses.asdict(self)
+        return {"schema_version": document.pop("schema_version"), **json.loads(json.dumps(document))}
+
+    def core(self) -> dict[str, Any]:
+        """What the graph itself carries: all but `files` and `parity`."""
+        return {key: value for key, value in self.as_json().items() if key not in ("files", "parity")}
+
+    @classmethod
+    def from_json(cls, document: object, *, source: str) -> "Manifest":
+        """Read a manifest.
+
+        Args:
+            document: parsed JSON.
+            source: the file it came from, for messages.
+
+        Raises:
+            BundleSchemaError: it is of a newer schema version, or does not follow the schema.
+        """
+        if not isinstance(document, dict) or not isinstance(document.get("schema_version"), int):
+            message = f"{source} is not a Calipso manifest: it has no schema_version"
+            raise BundleSchemaError(message)
+        version = document["schema_version"]
+        if version > SCHEMA_VERSION:
+            message = (
+                f"{source} has schema version {version}; this runtime reads up to {SCHEMA_VERSION}. "
+                "Upgrade calipso, or export again with this version"
+            )
+            raise BundleSchemaError(message)
+        known = {field.name for field in dataclasses.fields(cls)}
+        try:
+            values = {key: value for key, value in document.items() if key in known}
+            values["labels"] = tuple(str(label) for label in document["labels"])
+            preprocess: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in document["preprocess"].items()
+            }
+            values["preprocess"] = Preprocess(**preprocess)
+            manifest = cls(**values)
+        except BundleSchemaError as error:
+            message = f"{source}: {error}"
+            raise BundleSchemaError(message) from error
+        except (KeyError, TypeError, AttributeError) as error:
+            message = f"{source} does not follow the manifest's schema {version}: {error}"
+            raise BundleSchemaError(message) from error
+        for name in _TABLES:
+            if not isinstance(getattr(manifest, name), dict):
+                message = f"{source} does not follow the manifest's schema {version}: {name} is not an object"
+                raise BundleSchemaError(message)
+        return manifest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle on disk whose hashes were checked.
+
+    Attributes:
+        path: what was opened: the directory, or a bare `.onnx`.
+        model_path: the graph.
+        manifest: what it says, or None for a bare `.onnx`, whose own metadata says it.
+    """
+
+    path: Path
+    model_path: Path
+    manifest: Manifest | None
+
+
+def canonical(document: Json) -> str:
+    """The one way a document is written before it is hashed."""
+    return json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """A file's line in the manifest: its sha256 and its size in bytes."""
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+
+
+def seal_model(path: Path) -> str:
+    """Write the digest of a graph into its own metadata, in place of the placeholder.
+
+    Args:
+        path: a `.onnx` whose metadata holds `METADATA_DIGEST: DIGEST_PLACEHOLDER` exactly once.
+
+    Returns:
+        The hex digest of the file as it was with the placeholder.
+    """
+    with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as content:
+        at = _digest_position(content)
+        if at is None or content[at : at + len(DIGEST_PLACEHOLDER)] != DIGEST_PLACEHOLDER:
+            message = f"{path} has no digest placeholder in its metadata: it was not written by this exporter"
+            raise BundleCorruptError(message)
+        digest = hashlib.sha256(content).hexdigest()
+        content[at : at + len(DIGEST_PLACEHOLDER)] = b"sha256:" + digest.encode()
+    return digest
+
+
+def check_seal(path: Path) -> None:
+    """Check a bare graph against the digest in its own metadata.
+
+    Raises:
+        BundleCorruptError: it is empty, truncated, edited, or was not written by Calipso.
+    """
+    if path.stat().st_size == 0:
+        message = f"{path} is empty: copy it again"
+        raise BundleCorruptError(message)
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = _digest_position(content)
+        if at is None:
+            message = (
+                f"{path} carries no Calipso digest: it is truncated, or no `calipso export` wrote it. "
+                "Copy it again, or export it"
+            )
+            raise BundleCorruptError(message)
+        end = at + len(DIGEST_PLACEHOLDER)
+        digest = hashlib.sha256(memoryview(content)[:at])
+        digest.update(DIGEST_PLACEHOLDER)
+        digest.update(memoryview(content)[end:])
+        if content[at:end] != b"sha256:" + digest.hexdigest().encode():
+            message = f"{path} was changed after its export: its content does not match its own digest. Export it again"
+            raise BundleCorruptError(message)
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Find a bundle, and check every hash before anything of it is used.
+
+    Args:
+        path: a bundle's directory, or a bare `.onnx` that Calipso exported.
+
+    Raises:
+        BundleNotFoundError: there is nothing there, or it is not a bundle.
+        BundleCorruptError: a file is missing, truncated or edited.
+        BundleSchemaError: the manifest is of a newer version or does not follow the schema.
+    """
+    path = Path(path)
+    if not path.exists():
+        message = f"{path} does not exist: expected a bundle (a directory) or a .onnx file"
+        raise BundleNotFoundError(message)
+    if path.is_file():
+        check_seal(path)
+        return Bundle(path=path, model_path=path, manifest=None)
+    if not (path / MANIFEST_FILE).is_file():
+        message = f"{path} is not a Calipso bundle: it has no {MANIFEST_FILE}"
+        raise BundleNotFoundError(message)
+    manifest = read_manifest(path / MANIFEST_FILE)
+    if MODEL_FILE not in manifest.files:
+        message = f"{path / MANIFEST_FILE} lists no {MODEL_FILE}: export the bundle again"
+        raise BundleCorruptError(message)
+    for name, entry in manifest.files.items():
+        _check_file(path / name, entry)
+    return Bundle(path=path, model_path=path / MODEL_FILE, manifest=manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read `manifest.json` and check the digest that it carries of itself."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        message = f"{path} is not valid JSON ({error}): it is truncated or was edited. Export the bundle again"
+        raise BundleCorruptError(message) from error
+    manifest = Manifest.from_json(document, source=str(path))
+    claimed = document.pop("sha256", None)
+    if claimed != hashlib.sha256(canonical(document).encode()).hexdigest():
+        message = f"{path} was edited: it does not match its own sha256. Export the bundle again"
+        raise BundleCorruptError(message)
+    return manifest
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` with the digest of itself."""
+    document = manifest.as_json()
+    document["sha256"] = hashlib.sha256(canonical(document).encode()).hexdigest()
+    path.write_text(json.dumps(document, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def manifest_of_metadata(metadata: Mapping[str, str], *, source: str) -> Manifest:
+    """Read the manifest that a graph carries in its own metadata.
+
+    Raises:
+        BundleSchemaError: the graph carries none, or a newer one.
+    """
+    try:
+        document = json.loads(metadata[METADATA_MANIFEST])
+    except (KeyError, json.JSONDecodeError) as error:
+        message = (
+            f"{source} carries no readable Calipso manifest: only graphs written by `calipso export` can be loaded"
+        )
+        raise BundleSchemaError(message) from error
+    return Manifest.from_json(document, source=f"{source} (its metadata)")
+
+
+def _digest_position(content: mmap.mmap) -> int | None:
+    """Where the digest's 71 characters stand. The metadata is at the end of a serialised model."""
+    key = content.rfind(METADATA_DIGEST.encode())
+    if key < 0:
+        return None
+    at = content.find(b"sha256:", key + len(METADATA_DIGEST))
+    return None if at < 0 or at + len(DIGEST_PLACEHOLDER) > len(content) else at
+
+
+def _check_file(path: Path, entry: Json) -> None:
+    if not path.is_file():
+        message = f"{path} is missing: the manifest lists it. Copy or export the bundle again"
+        raise BundleCorruptError(message)
+    size = path.stat().st_size
+    if size != entry.get("bytes"):
+        message = f"{path} has {size} bytes, the manifest says {entry.get('bytes')}: it is truncated or was edited"
+        raise BundleCorruptError(message)
+    if sha256_of(path) != entry.get("sha256"):
+        message = f"{path} was changed after its export: its sha256 is not the manifest's. Export the bundle again"
+        raise BundleCorruptError(message)

@@ -1,0 +1,294 @@
+"""Loads a bundle, and classifies pictures with it."""
+
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from calipso_runtime import inputs
+from calipso_runtime.backends import AUTO, Backend, connect
+from calipso_runtime.bundle import Bundle, Manifest, manifest_of_metadata, open_bundle
+from calipso_runtime.errors import (
+    BackendError,
+    BundleCorruptError,
+    BundleError,
+    CalipsoError,
+    CalipsoWarning,
+    ImageError,
+    InputError,
+    UsageError,
+)
+from calipso_runtime.inputs import Images, Item
+from calipso_runtime.pictures import Source
+from calipso_runtime.prediction import Prediction, rank, softmax
+
+Float32 = npt.NDArray[np.float32]
+_AnyItem = TypeVar("_AnyItem", bound=Item)
+
+_IMAGE = "image"
+_LOGITS = "logits"
+_EMBEDDING = "embedding"
+DEFAULT_TOP = 5
+# Pictures that are decoded and computed together. Larger batches gain little on a CPU and take memory.
+DEFAULT_BATCH = 32
+
+
+def load(path: str | Path, *, backend: str = AUTO, threads: int | None = None) -> "Classifier":
+    """Open a bundle, check every hash, and load its graph into an engine.
+
+    Args:
+        path: the bundle's directory, or a bare `.onnx` that Calipso exported.
+        backend: "auto", "ort" or "ort-cuda". "auto" takes CUDA where a session really runs on it.
+        threads: of the engine on the CPU; None is one per physical core.
+
+    Raises:
+        BundleNotFoundError: there is nothing there, or it is not a bundle.
+        BundleCorruptError: a file is missing, truncated or edited.
+        BundleSchemaError: it was written by a newer version.
+        BackendUnavailableError: the backend asked for is not really on this machine.
+        UsageError: there is no backend of this name, or `threads` is below 1.
+
+    Warns:
+        CalipsoWarning: the bundle was written although its parity gate had failed.
+    """
+    if threads is not None:
+        _check_positive("threads", threads, UsageError)
+    try:
+        bundle = open_bundle(path)
+    except OSError as error:
+        message = f"{path} cannot be read: {error.strerror or error}"
+        raise BundleError(message) from error
+    engine, reason = connect(bundle.model_path, backend=backend, threads=threads)
+    try:
+        manifest = _manifest(bundle, engine)
+        _check_graph(engine, manifest, bundle.model_path)
+    except BundleError:
+        engine.close()
+        raise
+    if manifest.parity == "failed":
+        message = (
+            f"{path} failed its parity gate: it does not answer like the model it was exported from. "
+            "See its parity.json, and export it again"
+        )
+        warnings.warn(message, CalipsoWarning, stacklevel=2)
+    return Classifier(engine, manifest, backend_reason=reason)
+
+
+class Classifier:
+    """A loaded bundle. Every method may be called from several threads at once.
+
+    All methods that take `images` take one of: a path, the bytes of a file, an open binary file, a
+    Pillow image, uint8 pixels [H,W,3], or float32 [3,H,W] that is preprocessed already; the answer
+    is then for one picture. Or many: a list of these, uint8 [N,H,W,3] or float32 [N,3,H,W]; the
+    answer is then a list, or has a leading N. Pictures are preprocessed as open_clip does.
+
+    They raise ImageError for a picture that cannot be decoded, InputError for an array of the wrong
+    dtype, shape or range, for an empty batch, and for `top` or `batch` below 1, and BackendError
+    where the engine fails.
+
+    Attributes:
+        labels: class names, in the order of the logits.
+        manifest: what the bundle says of itself.
+        backend: name of the engine in use, "ort".
+        provider: what computes in fact, "CPUExecutionProvider".
+        backend_reason: why it is this engine, in words.
+        outputs: names of what the graph gives: "logits" always, "embedding" normally.
+    """
+
+    def __init__(self, engine: Backend, manifest: Manifest, *, backend_reason: str) -> None:
+        self.labels = manifest.labels
+        self.manifest = manifest
+        self.backend = engine.name
+        self.provider = engine.provider
+        self.backend_reason = backend_reason
+        self.outputs = tuple(output.name for output in engine.outputs)
+        self._engine = engine
+
+    def __repr__(self) -> str:
+        model = self.manifest.model.get("name", "a graph")
+        return f"<Classifier {model}, {len(self.labels)} classes, {self.backend} on {self.provider}>"
+
+    def __enter__(self) -> "Classifier":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the engine's memory back. Later calls raise BackendError."""
+        self._engine.close()
+
+    # A str is a sequence of str: the first signature that fits counts, here as at run time.
+    @overload
+    def classify(self, images: Source, *, top: int = ..., batch: int = ...) -> Prediction: ...  # type: ignore[overload-overlap]
+    @overload
+    def classify(self, images: Sequence[Item], *, top: int = ..., batch: int = ...) -> list[Prediction]: ...
+    @overload
+    def classify(self, images: Images, *, top: int = ..., batch: int = ...) -> Prediction | list[Prediction]: ...
+    def classify(
+        self, images: Images, *, top: int = DEFAULT_TOP, batch: int = DEFAULT_BATCH
+    ) -> Prediction | list[Prediction]:
+        """The best classes of each picture.
+
+        Args:
+            images: see the class.
+            top: how many classes, at most all of them.
+            batch: how many pictures are decoded and computed together.
+        """
+        _check_positive("top", top)
+        logits, single = self._answers(images, _LOGITS, batch)
+        predictions = [rank(row, self.labels, top) for row in logits]
+        return predictions[0] if single else predictions
+
+    def logits(self, images: Images, *, batch: int = DEFAULT_BATCH) -> Float32:
+        """The graph's logits: float32 [K] for one picture, [N,K] for many."""
+        values, single = self._answers(images, _LOGITS, batch)
+        return values[0] if single else values
+
+    def probabilities(self, images: Images, *, batch: int = DEFAULT_BATCH) -> npt.NDArray[np.float64]:
+        """Softmax of the logits: float64 [K] for one picture, [N,K] for many; each row sums to 1."""
+        return softmax(self.logits(images, batch=batch))
+
+    def run(
+        self, images: Images, outputs: Sequence[str] = (_LOGITS,), *, batch: int = DEFAULT_BATCH
+    ) -> dict[str, Float32]:
+        """The graph's outputs by name, as the engine gives them: infinities and NaN are not refused here.
+
+        Args:
+            images: see the class.
+            outputs: names out of `outputs`.
+            batch: how many pictures are decoded and computed together.
+
+        Returns:
+            Each named output; a leading N for many pictures, none for a single one.
+
+        Raises:
+            UsageError: the graph has no output of this name.
+        """
+        unknown = [name for name in outputs if name not in self.outputs]
+        if unknown or not outputs:
+            message = f"outputs are {tuple(outputs)}: this bundle's graph has {', '.join(self.outputs)}"
+            raise UsageError(message)
+        _check_positive("batch", batch)
+        items, single = inputs.split(images)
+        parts = [self._engine.run(np.stack(tensors), outputs) for tensors in self._tensors(items, batch, single)]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+        return {name: values[0] for name, values in joined.items()} if single else joined
+
+    def embed(self, images: Images, *, batch: int = DEFAULT_BATCH) -> Float32:
+        """The model's features, L2-normalised: float32 [D] for one picture, [N,D] for many.
+
+        Raises:
+            UsageError: the bundle was exported without embeddings.
+        """
+        if _EMBEDDING not in self.outputs:
+            message = f"this bundle's graph has no output {_EMBEDDING!r}: export it again with embeddings"
+            raise UsageError(message)
+        values, single = self._answers(images, _EMBEDDING, batch)
+        return values[0] if single else values
+
+    def classify_stream(
+        self, images: Iterable[_AnyItem], *, top: int = DEFAULT_TOP, batch: int = DEFAULT_BATCH
+    ) -> Iterator[tuple[_AnyItem, Prediction | ImageError]]:
+        """Classify an endless supply, holding no more than one batch of it in memory.
+
+        Args:
+            images: any iterable of single pictures; it is read a batch at a time.
+            top: how many classes, at most all of them.
+            batch: how many pictures are decoded and computed together.
+
+        Yields:
+            Each picture with its prediction, in order; or with the ImageError that tells why it
+            could not be decoded, which does not stop the stream. An array that is no picture does:
+            it raises InputError.
+        """
+        _check_positive("top", top)
+        _check_positive("batch", batch)
+        return self._stream(iter(images), top, batch)
+
+    def _stream(
+        self, images: Iterator[_AnyItem], top: int, batch: int
+    ) -> Iterator[tuple[_AnyItem, Prediction | ImageError]]:
+        start = 0
+        while chunk := list(itertools.islice(images, batch)):
+            decoded = [self._try_tensor(item, start + place) for place, item in enumerate(chunk)]
+            tensors = [value for value in decoded if not isinstance(value, ImageError)]
+            rows = iter(self._run(tensors, _LOGITS) if tensors else ())
+            for item, value in zip(chunk, decoded, strict=True):
+                yield item, value if isinstance(value, ImageError) else rank(next(rows), self.labels, top)
+            start += len(chunk)
+
+    def _try_tensor(self, item: Item, place: int) -> Float32 | ImageError:
+        try:
+            return inputs.tensor(item, self.manifest.preprocess, name=f"image {place}")
+        except ImageError as error:
+            return error
+
+    def _answers(self, images: Images, output: str, batch: int) -> tuple[Float32, bool]:
+        _check_positive("batch", batch)
+        items, single = inputs.split(images)
+        return np.concatenate([self._run(tensors, output) for tensors in self._tensors(items, batch, single)]), single
+
+    def _tensors(self, items: Sequence[Item], batch: int, single: bool) -> Iterator[list[Float32]]:  # noqa: FBT001
+        """The decoded pictures, a batch at a time."""
+        for start in range(0, len(items), batch):
+            yield [
+                inputs.tensor(item, self.manifest.preprocess, name="image" if single else f"images[{start + place}]")
+                for place, item in enumerate(items[start : start + batch])
+            ]
+
+    def _run(self, tensors: Sequence[Float32], output: str) -> Float32:
+        values = self._engine.run(np.stack(tensors), [output])[output]
+        if not np.isfinite(values).all():
+            message = (
+                f"{self.backend} on {self.provider} answered {output} that are not finite: the graph overflows there"
+            )
+            raise BackendError(message)
+        return values
+
+
+def _check_positive(name: str, value: int, kind: type[CalipsoError] = InputError) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        message = f"{name} is {value!r}: expected a whole number of at least 1"
+        raise kind(message)
+
+
+def _manifest(bundle: Bundle, engine: Backend) -> Manifest:
+    """The bundle's manifest, checked against the graph's own; or the graph's own for a bare `.onnx`."""
+    own = manifest_of_metadata(engine.metadata, source=str(bundle.model_path))
+    if bundle.manifest is None:
+        return own
+    if own.core() != bundle.manifest.core():
+        differing = [key for key, value in own.core().items() if bundle.manifest.core()[key] != value]
+        message = (
+            f"{bundle.path}: its manifest and its graph tell different things about {', '.join(differing)}. "
+            "They come from different exports: export the bundle again"
+        )
+        raise BundleCorruptError(message)
+    return bundle.manifest
+
+
+def _check_graph(engine: Backend, manifest: Manifest, path: Path) -> None:
+    """Refuse a graph whose inputs and outputs are not those that its manifest promises."""
+    found = {tensor.name: tensor for tensor in (*engine.inputs, *engine.outputs)}
+    for name, expected in ((_IMAGE, (None, 3, *manifest.preprocess.size)), (_LOGITS, (None, len(manifest.labels)))):
+        tensor = found.get(name)
+        if tensor is not None and tensor.dtype == "float32" and _fits(tensor.shape, expected):
+            continue
+        seen = "is not there" if tensor is None else f"is {tensor.dtype} {list(tensor.shape)}"
+        message = f"{path}: its {name} {seen}, its manifest promises float32 {list(expected)}. Export it again"
+        raise BundleCorruptError(message)
+
+
+def _fits(shape: Sequence[int | None], expected: Sequence[int | None]) -> bool:
+    """Whether the sizes that are known agree. The batch has to be dynamic."""
+    if len(shape) != len(expected) or shape[0] is not None:
+        return False
+    return all(size in (None, wanted) for size, wanted in zip(shape[1:], expected[1:], strict=True))

@@ -1,0 +1,114 @@
+"""`calipso classify`: pictures in, classes out."""
+
+import json
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+
+import click
+
+from calipso_runtime.backends import AUTO, BACKENDS
+from calipso_runtime.classifier import DEFAULT_BATCH, DEFAULT_TOP, Classifier, load
+from calipso_runtime.commands.collect import STDIN, collect
+from calipso_runtime.errors import CalipsoWarning, ImageError
+from calipso_runtime.prediction import Prediction
+
+# Fewer pictures than this are answered before a progress bar would tell anything.
+_PROGRESS_FROM = 64
+_SOME_UNREADABLE = 1
+
+
+@click.command("classify")
+@click.argument("bundle", type=click.Path())
+@click.argument("images", nargs=-1, required=True, type=click.Path(allow_dash=True))
+@click.option("--top", type=click.IntRange(min=1), default=DEFAULT_TOP, show_default=True, help="Classes per picture.")
+@click.option("--backend", type=click.Choice([AUTO, *BACKENDS]), default=AUTO, show_default=True, help="Engine.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=DEFAULT_BATCH, show_default=True, help="Pictures computed together."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the engine. [default: one per core]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per picture and line.")
+def classify_command(
+    *, bundle: str, images: tuple[str, ...], top: int, backend: str, batch: int, threads: int | None, as_json: bool
+) -> None:
+    """Classify IMAGES with BUNDLE.
+
+    IMAGES are files, folders (searched recursively), quoted patterns ("photos/**/*.jpg"), or - for
+    one picture on stdin. A picture that cannot be read is told on stderr; the others are answered,
+    and the exit code is 1.
+    """
+    paths = collect(images)
+    with _quiet_load(bundle, backend=backend, threads=threads) as classifier:
+        unreadable = 0
+        for path, answer in _progress(_answers(classifier, paths, top=top, batch=batch), len(paths)):
+            if isinstance(answer, ImageError):
+                unreadable += 1
+                click.echo(f"error: {_one_line(answer)}", err=True)
+            else:
+                click.echo(_json_line(path, answer) if as_json else _text(path, answer))
+    if unreadable:
+        click.echo(f"error: {unreadable} of {len(paths)} pictures could not be read", err=True)
+        click.get_current_context().exit(_SOME_UNREADABLE)
+
+
+def _quiet_load(bundle: str, *, backend: str, threads: int | None) -> Classifier:
+    """Load, with a warning of ours as one line on stderr instead of Python's two."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        classifier = load(bundle, backend=backend, threads=threads)
+    for warning in caught:
+        if issubclass(warning.category, CalipsoWarning):
+            click.echo(f"warning: {warning.message}", err=True)
+    return classifier
+
+
+def _answers(
+    classifier: Classifier, paths: Iterable[str], *, top: int, batch: int
+) -> Iterator[tuple[str, Prediction | ImageError]]:
+    """Answers with the path of each, stdin's bytes under the name "-"."""
+    named = ((path, sys.stdin.buffer.read() if path == STDIN else path) for path in paths)
+    names: list[str] = []
+
+    def pictures() -> Iterator[str | bytes]:
+        for name, picture in named:
+            names.append(name)
+            yield picture
+
+    with warnings.catch_warnings():
+        # What Pillow would warn of is either an error of ours, or does not change the answer.
+        warnings.simplefilter("ignore")
+        for _, answer in classifier.classify_stream(pictures(), top=top, batch=batch):
+            yield names.pop(0), answer
+
+
+def _progress(
+    answers: Iterator[tuple[str, Prediction | ImageError]], total: int
+) -> Iterator[tuple[str, Prediction | ImageError]]:
+    """The same answers, with a bar on stderr where a person is looking and it takes a while."""
+    if total < _PROGRESS_FROM or not _is_watched():
+        yield from answers
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(answers, description="classify", total=total, console=Console(stderr=True), transient=True)
+
+
+def _is_watched() -> bool:
+    return sys.stderr.isatty()
+
+
+def _json_line(path: str, prediction: Prediction) -> str:
+    predictions = [
+        {"label": score.label, "probability": score.probability, "logit": score.logit} for score in prediction
+    ]
+    return json.dumps({"image": path, "predictions": predictions})
+
+
+def _text(path: str, prediction: Prediction) -> str:
+    lines = [f"  {score.probability:8.2%}  {score.label}" for score in prediction]
+    return "\n".join([click.format_filename(path), *lines])
+
+
+def _one_line(error: ImageError) -> str:
+    return " ".join(str(error).split())

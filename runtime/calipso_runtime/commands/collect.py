@@ -1,0 +1,73 @@
+"""Finds the pictures that a command line names: files, folders, patterns, and stdin."""
+
+import glob
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from calipso_runtime.errors import UsageError
+
+STDIN = "-"
+# What a folder is searched for. A file that is named itself is always tried.
+PICTURE_EXTENSIONS = frozenset(
+    (
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    )
+)
+_WILDCARDS = frozenset("*?[")
+
+
+def collect(arguments: Iterable[str]) -> list[str]:
+    """Paths of the pictures, in the order of the arguments, each argument's sorted.
+
+    Args:
+        arguments: a file, a folder (searched recursively), a pattern that the shell left alone
+            ("photos/**/*.jpg"), or "-" for stdin, at most once.
+
+    Raises:
+        UsageError: there is not a single picture, or stdin is named twice.
+    """
+    arguments = list(arguments)
+    if arguments.count(STDIN) > 1:
+        message = "`-` is there more than once: stdin holds one picture"
+        raise UsageError(message)
+    pictures = [path for argument in arguments for path in _expand(argument)]
+    if not pictures:
+        message = (
+            f"no pictures in {', '.join(arguments)}: expected files, folders or patterns "
+            f"with {' '.join(sorted(PICTURE_EXTENSIONS))}"
+        )
+        raise UsageError(message)
+    return pictures
+
+
+def _expand(argument: str) -> list[str]:
+    if argument == STDIN:
+        return [argument]
+    if Path(argument).is_dir():
+        return _pictures_under(argument)
+    if _WILDCARDS.intersection(argument) and not Path(argument).exists():
+        # Path.glob refuses absolute patterns.
+        matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207
+        return [path for match in matches for path in (_pictures_under(match) if Path(match).is_dir() else [match])]
+    return [argument]
+
+
+def _pictures_under(folder: str) -> list[str]:
+    found = []
+    for parent, _, files in os.walk(folder):
+        found += [str(Path(parent, name)) for name in files if Path(name).suffix.lower() in PICTURE_EXTENSIONS]
+    return sorted(found)

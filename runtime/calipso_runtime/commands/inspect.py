@@ -1,0 +1,99 @@
+"""`calipso inspect`: what a bundle says of itself, after its hashes were checked."""
+
+import itertools
+import json
+from collections.abc import Mapping
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from calipso_runtime.backends import AUTO, connect
+from calipso_runtime.bundle import Bundle, Manifest, manifest_of_metadata, open_bundle
+
+_FIRST_LABELS = 10
+_KIB = 1024
+# A thousand classes have a thousand prompts: --json has them all.
+_MOST_ENTRIES = 12
+RANDOM_WEIGHTS = "RANDOM: these weights were never trained, and the answers mean nothing"
+
+
+@click.command("inspect")
+@click.argument("bundle", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
+def inspect_command(*, bundle: str, as_json: bool) -> None:
+    """Check BUNDLE's hashes, and show what it says of itself."""
+    opened = open_bundle(bundle)
+    manifest = opened.manifest or _own_manifest(opened)
+    if as_json:
+        click.echo(json.dumps(manifest.as_json(), indent=2))
+        return
+    # Labels and prompts are data: "[red]" or ":cat:" in one is not markup.
+    console = Console(markup=False, emoji=False, highlight=False, soft_wrap=False)
+    console.print(_table(manifest, str(opened.path)))
+
+
+def _own_manifest(bundle: Bundle) -> Manifest:
+    """A bare graph's own manifest, which takes an engine to read."""
+    engine, _ = connect(bundle.model_path, backend=AUTO, threads=None)
+    engine.close()
+    return manifest_of_metadata(engine.metadata, source=str(bundle.path))
+
+
+def _table(manifest: Manifest, path: str) -> Table:
+    table = Table(title=path, title_justify="left", show_header=False, box=None)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in _rows(manifest):
+        table.add_row(key, value)
+    return table
+
+
+def _rows(manifest: Manifest) -> list[tuple[str, str]]:
+    weights = manifest.model.get("weights", {})
+    labels = ", ".join(manifest.labels[:_FIRST_LABELS])
+    more = ", ..." if len(manifest.labels) > _FIRST_LABELS else ""
+    rows = [("model", _words({key: value for key, value in manifest.model.items() if key != "weights"}))]
+    if weights.get("source") == "random":
+        rows.append(("WEIGHTS", RANDOM_WEIGHTS))
+    rows += [
+        ("weights", _words(weights)),
+        ("labels", f"{len(manifest.labels)}: {labels}{more}"),
+        ("prompts", _words(manifest.prompts)),
+        ("head", _words({key: value for key, value in manifest.head.items() if not isinstance(value, Mapping)})),
+        *((key, _words(value)) for key, value in manifest.head.items() if isinstance(value, Mapping)),
+        ("preprocess", _words(manifest.as_json()["preprocess"])),
+        ("precision", manifest.precision),
+        ("graph", _words(manifest.graph)),
+        ("parity", manifest.parity),
+        ("tools", _words(manifest.tools)),
+    ]
+    rows += [(name, _file(entry)) for name, entry in manifest.files.items()]
+    return rows
+
+
+def _file(entry: Mapping[str, object]) -> str:
+    return f"{_size(int(str(entry.get('bytes', 0))))}  sha256 {str(entry.get('sha256', ''))[:12]}"
+
+
+def _size(size_bytes: int) -> str:
+    value, units = float(size_bytes), ["B", "KiB", "MiB", "GiB"]
+    while value >= _KIB and len(units) > 1:
+        value /= _KIB
+        units.pop(0)
+    return f"{size_bytes} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def _words(value: object) -> str:
+    """A JSON value as one line of words; of long ones the beginning."""
+    if isinstance(value, Mapping):
+        parts = [f"{key}={_nested(item)}" for key, item in itertools.islice(value.items(), _MOST_ENTRIES)]
+        return ", ".join(parts + ["..."] * (len(value) > _MOST_ENTRIES)) or "none"
+    if isinstance(value, list | tuple):
+        parts = [_nested(item) for item in value[:_MOST_ENTRIES]]
+        return ", ".join(parts + ["..."] * (len(value) > _MOST_ENTRIES)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _nested(value: object) -> str:
+    return f"[{_words(value)}]" if isinstance(value, Mapping | list | tuple) else _words(value)

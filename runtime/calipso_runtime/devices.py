@@ -1,0 +1,81 @@
+"""What this machine computes with, asked without importing any engine."""
+
+import ctypes
+import dataclasses
+import functools
+import os
+import platform
+import sys
+from pathlib import Path
+
+_DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_NAME_BYTES = 256
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CudaDriver:
+    """NVIDIA's driver, as libcuda itself answers.
+
+    Attributes:
+        version: the newest CUDA that the driver speaks, "12.8", or None.
+        devices: name of every GPU.
+        problem: why there is nothing to compute on, or None.
+    """
+
+    version: str | None = None
+    devices: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+@functools.lru_cache(maxsize=1)
+def cuda_driver() -> CudaDriver:
+    """Ask libcuda for its devices; no context is made, so no GPU memory is taken.
+
+    TensorRT and onnxruntime's CUDA provider crash or print where the driver is missing: this is
+    asked before either of them is.
+    """
+    try:
+        library = ctypes.CDLL(_DRIVER_LIBRARY)
+    except OSError:
+        return CudaDriver(problem=f"no NVIDIA driver ({_DRIVER_LIBRARY} is not on this machine)")
+    if (code := library.cuInit(0)) != 0:
+        return CudaDriver(problem=f"NVIDIA's driver does not start (cuInit answers {code})")
+    raw, count = ctypes.c_int(), ctypes.c_int()
+    library.cuDriverGetVersion(ctypes.byref(raw))
+    library.cuDeviceGetCount(ctypes.byref(count))
+    # 12080 means 12.8: CUDA driver API, cuDriverGetVersion.
+    version = f"{raw.value // 1000}.{raw.value % 1000 // 10}"
+    names = tuple(_device_name(library, ordinal) for ordinal in range(count.value))
+    return CudaDriver(version=version, devices=names, problem=None if names else "the driver sees no GPU")
+
+
+def _device_name(library: ctypes.CDLL, ordinal: int) -> str:
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(_NAME_BYTES)
+    library.cuDeviceGet(ctypes.byref(device), ordinal)
+    library.cuDeviceGetName(name, _NAME_BYTES, device)
+    return name.value.decode(errors="replace")
+
+
+def cpu_name() -> str:
+    """Of the CPU, as the system calls it."""
+    if _CPU_INFO.is_file():
+        for line in _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def cpu_count() -> int:
+    """Logical CPUs that this process may use: fewer than the machine has, in a container or under taskset."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_bytes() -> int | None:
+    """Physical memory, or None where the system does not say."""
+    if sys.platform == "win32":
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,86 @@
+"""Tiny real bundles, so that no test of the runtime needs torch but those that compare with open_clip."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calipso_runtime import bundle
+from calipso_runtime.bundle import Manifest, Preprocess
+
+# Tests are imported one by one, without a package: this is how they find their samples.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from runtime_samples import BuildTransform, MakeBundle, Transform, tiny_manifest, write_model
+
+
+@pytest.fixture(scope="session")
+def open_clip_transform() -> BuildTransform:
+    """open_clip's own evaluation transform for a bundle's preprocessing."""
+    torch = pytest.importorskip("torch", reason="compares with open_clip, which needs torch")
+    from calipso_export.torchvision_ops import ensure_torchvision_imports
+
+    ensure_torchvision_imports()
+    torch.set_num_threads(1)
+    open_clip = pytest.importorskip("open_clip.transform", reason="compares with open_clip")
+
+    def build(config: Preprocess) -> Transform:
+        settings = open_clip.PreprocessCfg(
+            size=config.size,
+            mean=config.mean,
+            std=config.std,
+            interpolation=config.interpolation,
+            resize_mode=config.resize_mode,
+            fill_color=config.fill_color,
+        )
+        transform = open_clip.image_transform_v2(settings, is_train=False)
+        return lambda image: transform(image).numpy()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
+    """Writes a bundle; keywords change its manifest, `outputs` and `graph_manifest` its graph."""
+
+    def make(
+        *,
+        outputs: tuple[str, ...] = ("logits", "embedding"),
+        graph_manifest: Manifest | None = None,
+        **changes: object,
+    ) -> Path:
+        folder = tmp_path_factory.mktemp("bundle")
+        manifest = tiny_manifest(**changes)
+        model = folder / bundle.MODEL_FILE
+        write_model(model, graph_manifest or manifest, outputs=outputs)
+        files = {bundle.MODEL_FILE: bundle.file_entry(model)}
+        bundle.write_manifest(
+            folder / bundle.MANIFEST_FILE, tiny_manifest(**{"parity": "passed", **changes, "files": files})
+        )
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(make_bundle: MakeBundle) -> Path:
+    """A bundle that nobody changes."""
+    return make_bundle()
+
+
+@pytest.fixture
+def own(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle, to be damaged."""
+    return Path(shutil.copytree(tiny, tmp_path / "own"))
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A small JPEG."""
+    rng = np.random.default_rng(1)
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(path)
+    return path
