@@ -268,6 +268,9 @@ def open_bundle(path: str | Path) -> Bundle:
         message = f"{path / MANIFEST_FILE} lists no {MODEL_FILE}: export the bundle again"
         raise BundleCorruptError(message)
     for name, entry in manifest.files.items():
+        if Path(name).name != name:
+            message = f"{path / MANIFEST_FILE} lists {name!r}, which is no file of the bundle itself"
+            raise BundleCorruptError(message)
         _check_file(path / name, entry)
     return Bundle(path=path, model_path=path / MODEL_FILE, manifest=manifest)
 

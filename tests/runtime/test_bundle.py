@@ -212,6 +212,17 @@ def test_a_key_of_a_later_writer_is_ignored(own: Path) -> None:
     assert calipso_runtime.load(own).labels[0] == "tulip"
 
 
+@pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "sub/model.onnx"])
+def test_a_manifest_cannot_name_files_outside_the_bundle(make_bundle: MakeBundle, name: str) -> None:
+    folder = make_bundle()
+    manifest = bundle.read_manifest(folder / bundle.MANIFEST_FILE)
+    files = {**manifest.files, name: {"sha256": "0" * 64, "bytes": 1}}
+    bundle.write_manifest(folder / bundle.MANIFEST_FILE, dataclasses.replace(manifest, files=files))
+
+    with pytest.raises(BundleCorruptError, match="no file of the bundle itself"):
+        bundle.open_bundle(folder)
+
+
 def test_a_manifest_that_lists_no_graph_is_corrupt(own: Path) -> None:
     rewrite(own / "manifest.json", files={})
 
