@@ -1,0 +1,77 @@
+"""What every vision tower gives: a global feature and spatial tokens, both in the joint space."""
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+
+class Tower(nn.Module):
+    """Image in, (global, tokens) out, both projected to the joint space and not yet normalised.
+
+    A tower wraps open_clip's own vision module and shares its parameters: nothing is copied. It
+    restates the forward pass so that it exports to plain MatMul, Softmax and LayerNormalization
+    nodes, and so that the spatial tokens, which open_clip drops or leaves unprojected, come out.
+
+    Subclasses implement `accepts`, `forward` and `reference`, and are listed in `towers.TOWERS`.
+    """
+
+    family: ClassVar[str]
+
+    def __init__(self, visual: nn.Module, *, with_tokens: bool) -> None:
+        super().__init__()
+        self.visual = visual
+        self.with_tokens = with_tokens
+
+    @classmethod
+    def accepts(cls, visual: nn.Module) -> bool:
+        """Whether this tower can restate that vision module."""
+        raise NotImplementedError
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Encode images.
+
+        Args:
+            image: float32 [B,3,H,W], normalised.
+
+        Returns:
+            global feature float32 [B,D]; tokens float32 [B,P,D], or None without `with_tokens`.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def reference(cls, visual: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same two tensors through open_clip's own modules: what parity is measured against."""
+        raise NotImplementedError
+
+
+def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    """[B,L,H*E] -> [B,H,L,E]."""
+    batch, length, width = x.shape
+    return x.reshape(batch, length, heads, width // heads).transpose(1, 2)
+
+
+def merge_heads(x: torch.Tensor) -> torch.Tensor:
+    """[B,H,L,E] -> [B,L,H*E]."""
+    batch, heads, length, size = x.shape
+    return x.transpose(1, 2).reshape(batch, length, heads * size)
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, heads: int) -> torch.Tensor:
+    """Softmax attention over already projected tensors.
+
+    Written out, because `scaled_dot_product_attention` exports as two square-root scalings, and the
+    fused kernels of the engines look for exactly this: scale on the query, MatMul, Softmax, MatMul.
+
+    Args:
+        query: [B,Lq,W]; key and value: [B,L,W].
+        key: see query.
+        value: see query.
+        heads: number of heads; divides W.
+
+    Returns:
+        [B,Lq,W].
+    """
+    size = query.shape[-1] // heads
+    scores = split_heads(query * size**-0.5, heads) @ split_heads(key, heads).transpose(-2, -1)
+    return merge_heads(scores.softmax(dim=-1) @ split_heads(value, heads))

@@ -1,0 +1,79 @@
+"""OpenAI-style Vision Transformer: class token and patch tokens through `ln_post` and `proj`.
+
+Source of the token rule: CALIP's released code (ZiyuGuo99/CALIP, clip/model.py) projects every
+token like the class token; the class token is the global feature, the patches are the spatial ones.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from calipso_export.clip import open_clip
+from calipso_export.towers.base import Tower, attend
+from calipso_runtime.errors import ModelError
+
+
+class VitTower(Tower):
+    """open_clip's `VisionTransformer`, class-token or average pooled."""
+
+    family = "vit"
+
+    def __init__(self, visual: nn.Module, *, with_tokens: bool) -> None:
+        super().__init__(visual, with_tokens=with_tokens)
+        module = cast("Any", visual)
+        if module.attn_pool is not None:
+            message = (
+                "this ViT pools with an attention pooler: its patch tokens have no joint space, and its export "
+                "is not implemented. Choose a model with class-token or average pooling"
+            )
+            raise ModelError(message)
+        unknown = {type(block).__name__ for block in module.transformer.resblocks} - {
+            open_clip.transformer.ResidualAttentionBlock.__name__
+        }
+        if unknown or module.pool_type not in ("tok", "avg"):
+            message = f"this ViT has blocks {sorted(unknown)} and pooling {module.pool_type!r}: not implemented"
+            raise ModelError(message)
+
+    @classmethod
+    def accepts(cls, visual: nn.Module) -> bool:
+        """Only open_clip's own class: a timm ViT orders its parameters differently."""
+        return isinstance(visual, open_clip.transformer.VisionTransformer)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See `Tower.forward`."""
+        visual = cast("Any", self.visual)
+        x = visual.conv1(image).flatten(2).transpose(1, 2)
+        cls = visual.class_embedding.expand(x.shape[0], 1, -1)
+        x = visual.ln_pre(torch.cat([cls, x], dim=1) + visual.positional_embedding)
+        for block in visual.transformer.resblocks:
+            x = _block(block, x)
+        tokens = visual.ln_post(x[:, 1:]) @ visual.proj if self.with_tokens else None
+        return self._pooled(x), tokens
+
+    def _pooled(self, x: torch.Tensor) -> torch.Tensor:
+        visual = cast("Any", self.visual)
+        if visual.pool_type == "tok":
+            # LayerNorm acts per token: taking the class token first is the same and cheaper.
+            return cast("torch.Tensor", visual.ln_post(x[:, 0]) @ visual.proj)
+        if visual.final_ln_after_pool:
+            return cast("torch.Tensor", visual.ln_post(x[:, 1:].mean(dim=1)) @ visual.proj)
+        return cast("torch.Tensor", visual.ln_post(x[:, 1:]).mean(dim=1) @ visual.proj)
+
+    @classmethod
+    def reference(cls, visual: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """open_clip's own embedding, transformer and pooling; the tokens normed where it leaves them un-normed."""
+        module = cast("Any", visual)
+        x = module.transformer(module._embeds(image))  # noqa: SLF001
+        pooled, _ = module._pool(x)  # noqa: SLF001
+        return pooled @ module.proj, module.ln_post(x)[:, 1:] @ module.proj
+
+
+def _block(block: Any, x: torch.Tensor) -> torch.Tensor:
+    attention = block.attn
+    projected = functional.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
+    query, key, value = projected.chunk(3, dim=-1)
+    attended = attention.out_proj(attend(query, key, value, heads=attention.num_heads))
+    x = x + block.ls_1(attended)
+    return cast("torch.Tensor", x + block.ls_2(block.mlp(block.ln_2(x))))

@@ -1,0 +1,101 @@
+"""Tiny real models, loaded once, and one exported bundle that many tests read."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from calipso_export import ExportConfig, export
+from calipso_export.models import LoadedModel, load_model
+
+# Tests are imported one by one, without a package: this is how they find their samples.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from export_samples import CLASSES, HEAD, RESNET, MakeConfig, trace_only_once, write_model, write_shots
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are slower on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration of a tiny ViT."""
+    return write_model(tmp_path_factory.mktemp("models") / "tiny-vit.json")
+
+
+@pytest.fixture(scope="session")
+def tiny_resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration of a tiny ModifiedResNet."""
+    return write_model(tmp_path_factory.mktemp("models") / "tiny-resnet.json", RESNET)
+
+
+@pytest.fixture(scope="session")
+def vit(tiny_vit: Path) -> LoadedModel:
+    """The tiny ViT, with random weights."""
+    return load_model(ExportConfig(model=str(tiny_vit), classes=CLASSES, output=Path("unused"), random_init=0))
+
+
+@pytest.fixture(scope="session")
+def resnet(tiny_resnet: Path) -> LoadedModel:
+    """The tiny ModifiedResNet, with random weights and random batch norms."""
+    return load_model(ExportConfig(model=str(tiny_resnet), classes=CLASSES, output=Path("unused"), random_init=0))
+
+
+@pytest.fixture(scope="session")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Example photos that nobody changes."""
+    return write_shots(tmp_path_factory.mktemp("photos") / "shots")
+
+
+@pytest.fixture(scope="session")
+def feature_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keeps the encoded photos of the shared bundle."""
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture
+def make_config(tiny_vit: Path, shots: Path, feature_cache: Path, tmp_path: Path) -> MakeConfig:
+    """The configuration of the shared bundle, written elsewhere, with changes."""
+
+    def make(**changes: object) -> ExportConfig:
+        output = tmp_path / "result" / "out.calipso"
+        values = {"model": str(tiny_vit), "shots": shots, "feature_cache": feature_cache, "output": output}
+        return shared_config(**{**values, **changes})
+
+    (tmp_path / "result").mkdir()
+    return make
+
+
+@pytest.fixture(scope="session")
+def bundle(tiny_vit: Path, shots: Path, feature_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the tiny ViT with CALIP and a cache, and all outputs; nobody changes it."""
+    output = tmp_path_factory.mktemp("bundle") / "tiny.calipso"
+    config = shared_config(model=str(tiny_vit), shots=shots, feature_cache=feature_cache, output=output)
+    export(config)
+    return config.output
+
+
+@pytest.fixture
+def traced_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """See `trace_only_once`."""
+    trace_only_once(bundle, monkeypatch)
+
+
+def shared_config(**changes: object) -> ExportConfig:
+    values = {
+        "random_init": 0,
+        "classes": CLASSES,
+        "templates": "photo",
+        "epochs": 2,
+        "outputs": ("logits", "embedding", "probabilities", "tokens"),
+        **HEAD,
+    }
+    return ExportConfig(**{**values, **changes})
