@@ -1,0 +1,56 @@
+"""The one module that is traced: image in; logits and what else was asked for out."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from calipso_export.heads.calip import CalipHead
+from calipso_export.heads.tip_adapter import TipAdapterHead
+from calipso_export.heads.zero_shot import ZeroShotHead
+from calipso_export.towers import Tower
+
+
+class ClassifierModule(nn.Module):
+    """A vision tower and its heads, as one graph.
+
+    Args:
+        tower: image -> (global, tokens).
+        zero_shot: the text weights.
+        calip: the CALIP terms, or None; needs a tower `with_tokens`.
+        tip_adapter: the cache, or None.
+        outputs: names out of `config.OUTPUTS`, in the order the graph gives them.
+    """
+
+    def __init__(
+        self,
+        tower: Tower,
+        zero_shot: ZeroShotHead,
+        *,
+        calip: CalipHead | None = None,
+        tip_adapter: TipAdapterHead | None = None,
+        outputs: tuple[str, ...] = ("logits", "embedding"),
+    ) -> None:
+        super().__init__()
+        self.tower = tower
+        self.zero_shot = zero_shot
+        self.calip = calip
+        self.tip_adapter = tip_adapter
+        self.outputs = outputs
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """float32 [B,3,H,W], normalised -> the tensors named in `outputs`, in that order."""
+        pooled, tokens = self.tower(image)
+        embedding = functional.normalize(pooled, dim=-1)
+        found = {"embedding": embedding}
+        logits = self.zero_shot(embedding)
+        if tokens is not None:
+            tokens = functional.normalize(tokens, dim=-1)
+            found["tokens"] = tokens
+            if self.calip is not None:
+                logits = logits + self.calip(embedding, tokens, self.zero_shot.weight)
+        if self.tip_adapter is not None:
+            logits = logits + self.tip_adapter(embedding)
+        found["logits"] = logits
+        if "probabilities" in self.outputs:
+            found["probabilities"] = logits.softmax(dim=-1)
+        return tuple(found[name] for name in self.outputs)

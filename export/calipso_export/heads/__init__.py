@@ -1,0 +1,1 @@
+"""The classification heads: one file per method, each with its reference form."""

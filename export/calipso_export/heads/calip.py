@@ -1,0 +1,111 @@
+"""CALIP: parameter-free attention between the image's positions and the classes' texts.
+
+Source: Guo et al., "CALIP: Zero-Shot Enhancement of CLIP with Parameter-free Attention", AAAI 2023;
+released code ZiyuGuo99/CALIP, run_imagenet.py. With f [D] and F [P,D] of one image and T [K,D]:
+
+    A  = F T'                              [P,K]
+    Ta = softmax(2A, over positions)' F    [K,D]   text seen through the image
+    V  = softmax(2A, over classes) T       [P,D]   image seen through the text
+    v  = mean_p V + max_p V                [D]     not renormalised
+    logits += b2 s f.Ta' + b3 s v.T'
+
+Two exact shortcuts: `f.Ta_k = sum_p softmax(2A)_pk (F_p.f)`, so that no [K,D] tensor is formed per
+image; and 2A is read off the zero-shot weights, so that the text stands in the graph once.
+"""
+
+import dataclasses
+
+import torch
+from torch import nn
+
+# The factor inside both softmaxes of the released code. The published betas belong to another one.
+ATTENTION_SCALE = 2.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CalipParameters:
+    """Weights of the two added terms; the plain zero-shot logits keep weight 1.
+
+    Attributes:
+        b2: weight of the text seen through the image.
+        b3: weight of the image seen through the text.
+    """
+
+    b2: float
+    b3: float
+
+
+class CalipHead(nn.Module):
+    """The two added terms, or either alone, over a zero-shot head's weights.
+
+    Args:
+        parameters: b2 and b3.
+        scale: the checkpoint's exp(logit_scale), which the zero-shot weights contain.
+    """
+
+    def __init__(self, parameters: CalipParameters, *, scale: float) -> None:
+        super().__init__()
+        self.parameters_ = parameters
+        self.scale = scale
+
+    def forward(self, image: torch.Tensor, tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Compute what CALIP adds to the logits.
+
+        Args:
+            image: float32 [B,D], L2-normalised.
+            tokens: float32 [B,P,D], L2-normalised.
+            weight: float32 [D,K], the text features times the scale.
+
+        Returns:
+            float32 [B,K].
+        """
+        attention = _attention(tokens, weight, self.scale)
+        added: torch.Tensor | None = None
+        if self.parameters_.b2:
+            added = self.parameters_.b2 * _through_image(attention, image, tokens, self.scale)
+        if self.parameters_.b3:
+            seen = self.parameters_.b3 * _through_text(attention, weight, self.scale)
+            added = seen if added is None else added + seen
+        if added is None:
+            message = "b2 and b3 are both 0: there is no CALIP head to trace"
+            raise ValueError(message)
+        return added
+
+
+def terms(
+    image: torch.Tensor, tokens: torch.Tensor, weight: torch.Tensor, *, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two terms before b2 and b3: (s f.Ta', s v.T'), each float32 [B,K]."""
+    attention = _attention(tokens, weight, scale)
+    return _through_image(attention, image, tokens, scale), _through_text(attention, weight, scale)
+
+
+def _attention(tokens: torch.Tensor, weight: torch.Tensor, scale: float) -> torch.Tensor:
+    """2A, [B,P,K]."""
+    return tokens @ (weight * (ATTENTION_SCALE / scale))
+
+
+def _through_image(attention: torch.Tensor, image: torch.Tensor, tokens: torch.Tensor, scale: float) -> torch.Tensor:
+    # [B,P,1]: how much of the global feature stands at each position.
+    presence = tokens @ image.unsqueeze(-1)
+    return scale * (attention.softmax(dim=1) * presence).sum(dim=1)
+
+
+def _through_text(attention: torch.Tensor, weight: torch.Tensor, scale: float) -> torch.Tensor:
+    seen = attention.softmax(dim=2) @ weight.T
+    pooled = (seen.mean(dim=1) + seen.amax(dim=1)) / scale
+    return pooled @ weight
+
+
+def reference(
+    image: torch.Tensor, tokens: torch.Tensor, text: torch.Tensor, parameters: CalipParameters, *, scale: float
+) -> torch.Tensor:
+    """The formula as published, image by image: [B,D], [B,P,D], [K,D] -> what is added to [B,K]."""
+    rows = []
+    for f, spatial in zip(image, tokens, strict=True):
+        attention = spatial @ text.T
+        text_seen = (ATTENTION_SCALE * attention).softmax(dim=0).T @ spatial
+        image_seen = (ATTENTION_SCALE * attention).softmax(dim=1) @ text
+        pooled = image_seen.mean(dim=0) + image_seen.max(dim=0).values
+        rows.append(parameters.b2 * scale * (text_seen @ f) + parameters.b3 * scale * (text @ pooled))
+    return torch.stack(rows)

@@ -1,0 +1,108 @@
+"""The heads on real CLIP features give the accuracies that were measured on them with the plain formula."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from calipso_export.heads.tip_adapter import TipAdapterHead, TipAdapterParameters
+from calipso_export.heads.zero_shot import ZeroShotHead
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("CALIPSO_REAL_DATA") or REPOSITORY.parent / "shared" / "data" / "caltech101")
+FEATURES = DATA / "clip_vit_b32_features.npz"
+# shots: alpha, beta, top-1 in percent: shared with the data, for its 35 classes that have a text.
+MEASURED = {1: (1.0, 5.5, 97.98), 4: (3.0, 5.5, 99.03), 16: (1.0, 5.5, 98.77)}
+ZERO_SHOT = 97.63
+PICTURES, CLASSES, SCALE = 1138, 35, 100.0
+
+pytestmark = [
+    pytest.mark.realdata,
+    pytest.mark.skipif(not FEATURES.is_file(), reason=f"{FEATURES} is not there: set CALIPSO_REAL_DATA"),
+]
+Arrays = dict[str, torch.Tensor]
+
+
+class Heads(nn.Module):
+    """What is traced of a bundle, without the tower."""
+
+    def __init__(self, zero_shot: ZeroShotHead, cache: TipAdapterHead) -> None:
+        super().__init__()
+        self.zero_shot, self.cache = zero_shot, cache
+
+    def forward(self, embedding: torch.Tensor) -> torch.Tensor:
+        return self.zero_shot(embedding) + self.cache(embedding)
+
+
+@pytest.fixture(scope="module")
+def arrays() -> Arrays:
+    """Text features, and what belongs to their classes of the caches and of the test pictures, renumbered."""
+    with np.load(FEATURES) as archive:
+        known = archive["text_class_ids"]
+        found = {"text": torch.from_numpy(archive["text_features"])}
+        for name, values, labels in (
+            ("test", "test_features", "test_labels"),
+            *((f"{shots}", f"cache_keys_{shots}shot", f"cache_labels_{shots}shot") for shots in MEASURED),
+        ):
+            own = np.isin(archive[labels], known)
+            renumbered = [int(np.flatnonzero(known == label)[0]) for label in archive[labels][own]]
+            found[name] = torch.from_numpy(archive[values][own].astype(np.float32))
+            found[f"{name} labels"] = torch.tensor(renumbered)
+    return found
+
+
+def heads(arrays: Arrays, shots: int) -> Heads:
+    alpha, beta, _ = MEASURED[shots]
+    cache = TipAdapterHead(
+        arrays[f"{shots}"],
+        arrays[f"{shots} labels"],
+        classes=CLASSES,
+        parameters=TipAdapterParameters(alpha=alpha, beta=beta),
+    )
+    return Heads(ZeroShotHead(arrays["text"], scale=SCALE), cache).eval()
+
+
+def percent_right(logits: torch.Tensor, arrays: Arrays) -> float:
+    return 100 * float((logits.argmax(dim=1) == arrays["test labels"]).double().mean())
+
+
+def test_the_arrays_are_those_that_were_measured(arrays: Arrays) -> None:
+    assert (len(arrays["test"]), len(arrays["text"])) == (PICTURES, CLASSES)
+
+
+def test_zero_shot_has_the_measured_accuracy(arrays: Arrays) -> None:
+    logits = ZeroShotHead(arrays["text"], scale=SCALE)(arrays["test"])
+
+    assert percent_right(logits, arrays) == pytest.approx(ZERO_SHOT, abs=0.01)
+
+
+@pytest.mark.parametrize("shots", MEASURED)
+def test_tip_adapter_has_the_measured_accuracy(arrays: Arrays, shots: int) -> None:
+    logits = heads(arrays, shots)(arrays["test"])
+
+    assert percent_right(logits, arrays) == pytest.approx(MEASURED[shots][2], abs=0.01)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's exporter warns about its own internals
+def test_the_heads_as_onnx_have_the_measured_accuracy(arrays: Arrays, tmp_path: Path) -> None:
+    path = tmp_path / "heads.onnx"
+    with torch.no_grad():
+        torch.onnx.export(
+            heads(arrays, 16),
+            (torch.zeros(2, arrays["text"].shape[1]),),
+            str(path),
+            dynamo=True,
+            opset_version=18,
+            input_names=["embedding"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    (logits,) = session.run(None, {"embedding": arrays["test"].numpy()})
+
+    assert percent_right(torch.from_numpy(logits), arrays) == pytest.approx(MEASURED[16][2], abs=0.01)
