@@ -1,0 +1,190 @@
+"""Everything that an export can be told, validated once."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from calipso_export.classes import check_classes
+from calipso_export.templates import DEFAULT_TEMPLATES
+from calipso_runtime.bundle import Preprocess
+from calipso_runtime.errors import BundleSchemaError, UsageError
+
+OPSETS = (18, 20)
+_MOST_SEED = 2**63 - 1
+OUTPUTS = ("logits", "embedding", "probabilities", "tokens")
+# What may be overridden of open_clip's `preprocess_cfg`; the size is the model's own.
+_PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+PATHS = ("checkpoint", "shots", "cache_file", "verify_data", "feature_cache", "output")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gates:
+    """What the shipped file must reach against eager PyTorch. Defaults are those of fp32.
+
+    Attributes:
+        max_relative_logit_error: largest |difference| of a logit over the picture's largest |logit|, after the
+            mean over the classes is taken off.
+        min_embedding_cosine: smallest cosine between the two embeddings of a picture.
+        min_top1_agreement: share of pictures with the same top class. A flip does not count where eager's own
+            margin is one that two allowed errors can bridge: a tie.
+    """
+
+    max_relative_logit_error: float = 1e-4
+    min_embedding_cosine: float = 0.99999
+    min_top1_agreement: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not 0 <= value <= 1:
+                message = f"the gate {name} is {value}: expected a number from 0 to 1"
+                raise UsageError(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """One export.
+
+    Attributes:
+        model: an open_clip model name, or the path of an open_clip model configuration (`.json`).
+        classes: class names, in the order of the logits.
+        output: the bundle to write, a directory.
+        pretrained: an open_clip pretrained tag; downloads the weights. One of these three is needed:
+        checkpoint: a `.safetensors` file, or a `torch.save` file that loads with `weights_only=True`.
+        random_init: seed of random weights, to measure without a checkpoint.
+        preprocess: overrides of open_clip's `preprocess_cfg`, for checkpoints that need their own.
+        templates: a name, or a file of templates or of prompts per class.
+        shots: a folder `shots/<class>/*` of example photos.
+        cache_file: a `.npz` with ready `keys` float [M,D] and `labels` int [M], instead of `shots`.
+        calip: whether CALIP may be used.
+        cache: whether the Tip-Adapter cache may be used.
+        alpha: weight of the cache; searched on the shots where None.
+        beta: sharpness of the cache; searched on the shots where None.
+        b2: CALIP's weight of the text seen through the image; searched on the shots where None.
+        b3: CALIP's weight of the image seen through the text; searched on the shots where None.
+        epochs: augmented views of each photo that are averaged into its key.
+        skip_unreadable: leave out photos that cannot be decoded, and report them.
+        outputs: what the graph gives; `logits` is one of them.
+        opset: ONNX opset of the graph.
+        verify_data: pictures to verify on; the shots where None. In folders named like the classes,
+            accuracy is reported too.
+        gates: what the written file must reach.
+        seed: of the augmentation and of every sample.
+        feature_cache: folder that keeps encoded photos between runs; the user's cache where None.
+        overwrite: replace an existing bundle.
+        force: write the bundle even if a gate failed, marked `parity: failed`.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    output: Path
+    pretrained: str | None = None
+    checkpoint: Path | None = None
+    random_init: int | None = None
+    preprocess: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    templates: str = DEFAULT_TEMPLATES
+    shots: Path | None = None
+    cache_file: Path | None = None
+    calip: bool = True
+    cache: bool = True
+    alpha: float | None = None
+    beta: float | None = None
+    b2: float | None = None
+    b3: float | None = None
+    epochs: int = 10
+    skip_unreadable: bool = False
+    outputs: tuple[str, ...] = ("logits", "embedding")
+    opset: int = 18
+    verify_data: Path | None = None
+    gates: Gates = dataclasses.field(default_factory=Gates)
+    seed: int = 0
+    feature_cache: Path | None = None
+    overwrite: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        for name in PATHS:
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, Path(value))
+        object.__setattr__(self, "classes", check_classes(self.classes, source="the class list"))
+        self._check_weights()
+        self._check_preprocess()
+        self._check_head()
+        self._check_graph()
+
+    @property
+    def needs_shots(self) -> bool:
+        """Whether photos are of any use: for the cache, or to choose CALIP's weights on."""
+        return self.cache or (self.calip and self.b2 is None)
+
+    def _check_weights(self) -> None:
+        given = [name for name in ("pretrained", "checkpoint", "random_init") if getattr(self, name) is not None]
+        if len(given) != 1:
+            message = (
+                f"weights come from exactly one of pretrained, checkpoint and random_init; given: "
+                f"{', '.join(given) or 'none'}"
+            )
+            raise UsageError(message)
+        if self.random_init is not None and not 0 <= self.random_init <= _MOST_SEED:
+            message = f"random_init is {self.random_init}: expected a seed from 0 to {_MOST_SEED}"
+            raise UsageError(message)
+
+    def _check_preprocess(self) -> None:
+        unknown = sorted(set(self.preprocess) - set(_PREPROCESS))
+        if unknown:
+            message = f"preprocess has unknown settings: {', '.join(unknown)}. Known: {', '.join(_PREPROCESS)}"
+            raise UsageError(message)
+        try:
+            Preprocess(**{"size": (1, 1), "mean": (0.0,) * 3, "std": (1.0,) * 3, **self.preprocess})
+        except BundleSchemaError as error:
+            raise UsageError(str(error)) from error
+
+    def _check_head(self) -> None:
+        for first, second in (("alpha", "beta"), ("b2", "b3")):
+            values = (getattr(self, first), getattr(self, second))
+            if (values[0] is None) != (values[1] is None):
+                message = f"{first} and {second} belong together: give both, or neither to have them searched"
+                raise UsageError(message)
+            if any(value is not None and (not math.isfinite(value) or value < 0) for value in values):
+                message = f"{first} and {second} are {values}: expected finite numbers of at least 0"
+                raise UsageError(message)
+        has_keys = self.shots is not None or self.cache_file is not None
+        contradictions = (
+            (self.alpha == 0, "alpha is 0, which is no cache at all: use --no-cache (cache=False)"),
+            (self.beta == 0, "beta is 0, with which the cache says the same of every picture: give more"),
+            (
+                self.shots is not None and self.cache_file is not None,
+                "shots and cache_file both give a cache: give one",
+            ),
+            (
+                self.cache_file is not None and self.cache and self.alpha is None,
+                "cache_file holds ready keys and no photos to search on: give alpha and beta",
+            ),
+            (
+                self.cache and self.alpha is not None and not has_keys,
+                "alpha and beta weigh a cache, and there are no shots to fill it: give --shots DIR",
+            ),
+            (not self.cache and self.alpha is not None, "alpha and beta are given, but the cache is switched off"),
+            (not self.cache and self.cache_file is not None, "cache_file is given, but the cache is switched off"),
+            (
+                not self.calip and self.b2 is not None,
+                "b2 and b3 are given, but CALIP is switched off",
+            ),
+        )
+        for contradicts, message in contradictions:
+            if contradicts:
+                raise UsageError(message)
+
+    def _check_graph(self) -> None:
+        if self.opset not in OPSETS:
+            message = f"opset is {self.opset}: expected one of {', '.join(map(str, OPSETS))}"
+            raise UsageError(message)
+        unknown = [name for name in self.outputs if name not in OUTPUTS]
+        if unknown or "logits" not in self.outputs or len(set(self.outputs)) != len(self.outputs):
+            message = f"outputs are {self.outputs}: expected `logits` and names out of {', '.join(OUTPUTS)}, each once"
+            raise UsageError(message)
+        if self.epochs < 1:
+            message = f"epochs is {self.epochs}: expected at least 1 augmented view"
+            raise UsageError(message)
