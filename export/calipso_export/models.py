@@ -1,0 +1,382 @@
+"""Loads an open_clip model, and refuses whatever would silently be a different model."""
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import json
+import logging
+import pickle
+import struct
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from calipso_export.clip import open_clip
+from calipso_export.config import ExportConfig
+from calipso_export.files import read_structured
+from calipso_export.towers import Tower, tower_class
+from calipso_runtime.bundle import Preprocess
+from calipso_runtime.errors import BundleSchemaError, ModelError, UsageError
+
+_MOST_NAMES_SHOWN = 4
+# A user's configuration must not replace a built-in one, nor another user's, for the rest of the process.
+_BUILT_IN = frozenset(open_clip.list_models())
+_REGISTERED: dict[str, Path] = {}
+# What open_clip raises, without checks of its own, where a configuration has a wrong name or value.
+_CONFIGURATION_ERRORS = (TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, LookupError)
+
+# What torch.load and safetensors raise on damaged files: parsing bytes can raise nearly anything.
+_READ_ERRORS = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    struct.error,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    AssertionError,
+    MemoryError,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """An open_clip model, ready to be read.
+
+    Attributes:
+        name: the model's name in open_clip.
+        module: in eval mode, float32, without gradients.
+        tower: the class that restates its vision tower.
+        tokenizer: texts -> int64 [N,context_length].
+        preprocess: how its pictures are prepared.
+        transform: open_clip's own evaluation transform: PIL image -> float32 [3,H,W].
+        scale: exp(logit_scale).
+        bias: logit bias, 0 where the model has none.
+        weights: where the weights came from, for the manifest; with the sha256 of the loaded tensors.
+        architecture: open_clip's configuration of it.
+    """
+
+    name: str
+    module: nn.Module
+    tower: type[Tower]
+    tokenizer: Any
+    preprocess: Preprocess
+    transform: Any
+    scale: float
+    bias: float
+    weights: dict[str, Any]
+    architecture: dict[str, Any]
+
+    @property
+    def quick_gelu(self) -> bool:
+        """Whether the model uses QuickGELU."""
+        return bool(self.architecture.get("quick_gelu", False))
+
+    @property
+    def visual(self) -> nn.Module:
+        """The vision tower, open_clip's own module."""
+        return cast("nn.Module", self.module.visual)
+
+
+def load_model(config: ExportConfig) -> LoadedModel:
+    """Build the model that a configuration names, and load its weights.
+
+    Raises:
+        ModelError: unknown model or tag, no network, a checkpoint that is missing, truncated, of another
+            architecture or activation, or a vision tower that cannot be exported.
+    """
+    name = _registered_name(config.model)
+    architecture = open_clip.get_model_config(name)
+    quick_gelu = bool(architecture.get("quick_gelu", False))
+    with _quiet():
+        if config.pretrained is not None:
+            module = _pretrained(name, config, quick_gelu=quick_gelu)
+            weights: dict[str, Any] = {"source": "pretrained", "tag": config.pretrained}
+        elif config.checkpoint is not None:
+            _check_activation(config.checkpoint, name, quick_gelu=quick_gelu)
+            module = _create(name, config)
+            _load_checkpoint(module, config.checkpoint, name)
+            weights = {"source": "checkpoint", "file": config.checkpoint.name}
+        else:
+            module = _random(name, config)
+            weights = {"source": "random", "seed": config.random_init}
+        tower = tower_class(module.visual)
+        tokenizer = _tokenizer(name)
+    module = module.eval().requires_grad_(requires_grad=False)
+    settings = module.visual.preprocess_cfg
+    return LoadedModel(
+        name=name,
+        module=module,
+        tower=tower,
+        tokenizer=tokenizer,
+        preprocess=_preprocess(settings),
+        transform=open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**settings), is_train=False),
+        scale=float(module.logit_scale.exp()),
+        bias=0.0 if module.logit_bias is None else float(module.logit_bias),
+        weights={**weights, "sha256": weights_sha256(module)},
+        architecture=architecture,
+    )
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash of all tensors by name: the same for the same weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _registered_name(model: str) -> str:
+    path = Path(model)
+    if path.suffix == ".json":
+        if not path.is_file():
+            message = f"the model configuration {path} does not exist"
+            raise ModelError(message)
+        _check_configuration(path)
+        if _REGISTERED.setdefault(path.stem, path.resolve()) != path.resolve() or path.stem in _BUILT_IN:
+            message = f"{path} is called like a model that open_clip knows already, {path.stem}: rename the file"
+            raise ModelError(message)
+        open_clip.add_model_config(path)
+        return path.stem
+    name = model.replace("/", "-")
+    if ":" in model or open_clip.get_model_config(name) is None:
+        known = {known.lower(): known for known in open_clip.list_models()}
+        close = difflib.get_close_matches(name.lower(), known, n=3)
+        hint = f" Did you mean {', '.join(known[each] for each in close)}?" if close else ""
+        message = f"open_clip has no model called {model!r}.{hint} `open_clip.list_models()` names them all"
+        raise ModelError(message)
+    return name
+
+
+def _check_configuration(path: Path) -> None:
+    """open_clip skips a file that is no configuration, and cannot load any model after one that is no JSON."""
+    try:
+        document = read_structured(path)
+    except UsageError as error:
+        message = f"the model configuration cannot be used: {error}"
+        raise ModelError(message) from error
+    tables = [document.get(name) for name in ("vision_cfg", "text_cfg")] if isinstance(document, dict) else [None]
+    if "embed_dim" not in document or not all(isinstance(table, dict) for table in tables):
+        message = f"{path} is not an open_clip model configuration: expected embed_dim, vision_cfg and text_cfg"
+        raise ModelError(message)
+
+
+def _create(name: str, config: ExportConfig, *, pretrained: str | None = None) -> Any:
+    try:
+        return open_clip.create_model(
+            name,
+            pretrained=pretrained,
+            pretrained_image=False,
+            pretrained_text=False,
+            force_preprocess_cfg=dict(config.preprocess),
+            weights_only=True,
+        )
+    except (RuntimeError, OSError) as error:
+        # A failed download, though huggingface_hub's is a ValueError too.
+        if pretrained is not None:
+            raise
+        message = f"open_clip cannot build {config.model}: {error}"
+        raise ModelError(message) from error
+    except _CONFIGURATION_ERRORS as error:
+        message = f"open_clip cannot build {config.model} from its configuration: {error!r}"
+        raise ModelError(message) from error
+
+
+def _pretrained(name: str, config: ExportConfig, *, quick_gelu: bool) -> Any:
+    tag = config.pretrained
+    settings = open_clip.get_pretrained_cfg(name, tag)
+    if not settings:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        message = f"open_clip knows no weights {tag!r} for {name}. Known tags: {known}"
+        raise ModelError(message)
+    if bool(settings.get("quick_gelu", False)) != quick_gelu:
+        raise ModelError(_activation_message(name, f"the tag {tag!r}", model=quick_gelu))
+    try:
+        return _create(name, config, pretrained=tag)
+    except (RuntimeError, OSError) as error:
+        message = (
+            f"the weights {tag!r} of {name} could not be downloaded: {error}. Without a network, download them "
+            "elsewhere and give the file with --checkpoint FILE"
+        )
+        raise ModelError(message) from error
+
+
+def _random(name: str, config: ExportConfig) -> Any:
+    torch.manual_seed(config.random_init or 0)
+    module = _create(name, config)
+    # open_clip starts the last batch norm of every residual branch at 0, which switches the branch
+    # off: whatever is measured on such a network says nothing about it.
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.weight, 0.5, 1.5)
+            nn.init.normal_(part.bias, std=0.1)
+            nn.init.normal_(cast("torch.Tensor", part.running_mean), std=0.1)
+            nn.init.uniform_(cast("torch.Tensor", part.running_var), 0.5, 1.5)
+    return module
+
+
+def _tokenizer(name: str) -> Any:
+    try:
+        return open_clip.get_tokenizer(name)
+    except (ImportError, OSError, *_CONFIGURATION_ERRORS) as error:
+        message = f"the tokenizer of {name} cannot be loaded: {_first_line(error)}"
+        raise ModelError(message) from error
+
+
+def _check_activation(checkpoint: Path, name: str, *, quick_gelu: bool) -> None:
+    """A hub's snapshot keeps the configuration beside the weights: its activation must be the model's."""
+    settings = checkpoint.parent / "open_clip_config.json"
+    if not settings.is_file():
+        return
+    try:
+        theirs = json.loads(settings.read_text(encoding="utf-8"))["model_cfg"].get("quick_gelu", False)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"{settings}, which lies beside the checkpoint, is not an open_clip configuration: {error!r}"
+        raise ModelError(message) from error
+    if bool(theirs) != quick_gelu:
+        raise ModelError(_activation_message(name, f"{settings.name} beside {checkpoint.name}", model=quick_gelu))
+
+
+def _activation_message(name: str, weights: str, *, model: bool) -> str:
+    activation = {True: "QuickGELU", False: "GELU"}
+    other = f"{name}-quickgelu" if not model else name.removesuffix("-quickgelu")
+    hint = (
+        f"use --model {other}" if open_clip.get_model_config(other) else "use the configuration they were trained with"
+    )
+    return (
+        f"the model {name} uses {activation[model]}, but {weights} says that the weights were trained with "
+        f"{activation[not model]}: the answers would be quietly wrong; {hint}"
+    )
+
+
+def _load_checkpoint(module: nn.Module, checkpoint: Path, name: str) -> None:
+    if not checkpoint.is_file():
+        message = f"the checkpoint {checkpoint} does not exist"
+        raise ModelError(message)
+    try:
+        if _is_torchscript(checkpoint):
+            message = (
+                f"{checkpoint} is a TorchScript archive, which runs code when it is loaded. Save its state_dict as "
+                "safetensors, or use --pretrained"
+            )
+            raise ModelError(message)
+        state = _read_state(checkpoint)
+    except _READ_ERRORS as error:
+        message = (
+            f"the checkpoint {checkpoint} cannot be read: it is truncated, or neither safetensors nor a torch file "
+            f"that loads with weights_only=True ({_first_line(error)})"
+        )
+        raise ModelError(message) from error
+    _check_tensors(module, state, checkpoint, name)
+    open_clip.load_checkpoint(module, str(checkpoint), strict=True, weights_only=True)
+
+
+def _read_state(checkpoint: Path) -> object:
+    """What is in the file, unpacked as open_clip does, which takes for granted that it is a state_dict."""
+    if checkpoint.suffix == ".safetensors":
+        return load_file(checkpoint)
+    content: object = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if isinstance(content, dict):
+        content = content.get("state_dict", content)
+    if isinstance(content, dict) and str(next(iter(content), "")).startswith("module."):
+        content = {str(name).removeprefix("module."): value for name, value in content.items()}
+    return content
+
+
+def _check_tensors(module: nn.Module, state: object, checkpoint: Path, name: str) -> None:
+    """Names and shapes must be the model's: open_clip would quietly resize a positional embedding."""
+    named = isinstance(state, dict) and all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    )
+    if not named or not state:
+        message = f"the checkpoint {checkpoint} holds no state_dict of tensors"
+        raise ModelError(message)
+    found = open_clip.convert.convert_state_dict(module, dict(cast("dict[str, torch.Tensor]", state)))
+    wanted = module.state_dict()
+    missing = sorted(set(wanted) - set(found) - {"logit_bias"})
+    shapes = [
+        f"{key} {list(found[key].shape)} instead of {list(value.shape)}"
+        for key, value in wanted.items()
+        if key in found and value.numel() > 1 and found[key].shape != value.shape
+    ]
+    extra = sorted(set(found) - set(wanted) - {"attn_mask"})
+    problems = [
+        f"{len(names)} tensors {what} ({_some(names)})"
+        for what, names in (("missing", missing), ("of another shape", shapes), ("unknown to it", extra))
+        if names
+    ]
+    broken = [key for key, value in found.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        message = f"the checkpoint {checkpoint} has weights that are NaN or infinite, in {_some(broken)}: it is damaged"
+        raise ModelError(message)
+    if problems:
+        message = f"the checkpoint {checkpoint} is of another architecture than {name}: {'; '.join(problems)}"
+        raise ModelError(message)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_MOST_NAMES_SHOWN]) + (", ..." if len(names) > _MOST_NAMES_SHOWN else "")
+
+
+def _is_torchscript(checkpoint: Path) -> bool:
+    if not zipfile.is_zipfile(checkpoint):
+        return False
+    with zipfile.ZipFile(checkpoint) as archive:
+        return any(entry.endswith("constants.pkl") for entry in archive.namelist())
+
+
+def _preprocess(settings: dict[str, Any]) -> Preprocess:
+    size = settings["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    try:
+        return _preprocess_of(settings, int(height), int(width))
+    except (TypeError, ValueError, BundleSchemaError) as error:
+        message = f"the preprocessing {settings} cannot be used: {error}"
+        raise ModelError(message) from error
+
+
+def _preprocess_of(settings: dict[str, Any], height: int, width: int) -> Preprocess:
+    return Preprocess(
+        size=(height, width),
+        mean=_three(settings["mean"]),
+        std=_three(settings["std"]),
+        interpolation=settings["interpolation"],
+        resize_mode=settings["resize_mode"],
+        fill_color=int(settings["fill_color"]),
+    )
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip and torch log and warn of what we say as errors, or in the manifest."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
