@@ -1,0 +1,173 @@
+"""Example photos -> cache keys, and what the search for the parameters needs.
+
+A photo is encoded in batches of its own: its augmented views, and the photo as it is. So its
+features never depend on its neighbours, and a resumed run gives the same bits as a fresh one. The
+views do not depend on the classes' texts either: other prompts cost one view per photo, not eleven.
+
+Source of the recipe: Tip-Adapter's released code: RandomResizedCrop (scale 0.5 to 1, bicubic) and a
+horizontal flip; the features are averaged over the epochs before they are normalised.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import torch
+from torch.nn import functional
+
+from calipso_export.clip import transforms
+from calipso_export.fewshot.store import FeatureStore, key_of
+from calipso_export.heads import calip
+from calipso_export.models import LoadedModel
+from calipso_export.photos import Photo, opened
+from calipso_export.progress import Progress, track
+
+_CROP_SCALE = (0.5, 1.0)
+# A new number whenever the same photo would get other features: old entries are then not used.
+_RECIPE = 2
+# Packages that decide a photo's pixels and features.
+_VERSIONED = ("torch", "torchvision", "open_clip_torch", "pillow")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PhotoFeatures:
+    """What is known of M photos.
+
+    Attributes:
+        labels: int64 [M], class index.
+        contents: int64 [M], the same number for photos of the same content.
+        keys: float32 [M,D], L2-normalised, averaged over the augmented views: the cache.
+        plain: float32 [M,D], L2-normalised, of the photo as it is: what the search classifies.
+        calip: float32 [M,2,K], CALIP's two terms before b2 and b3; [M,0,K] where CALIP is off.
+    """
+
+    labels: torch.Tensor
+    contents: torch.Tensor
+    keys: torch.Tensor
+    plain: torch.Tensor
+    calip: torch.Tensor
+
+
+def encode_photos(
+    model: LoadedModel,
+    photos: tuple[Photo, ...],
+    text: torch.Tensor,
+    *,
+    with_calip: bool,
+    with_keys: bool = True,
+    epochs: int,
+    seed: int,
+    store: FeatureStore,
+    progress: Progress,
+) -> PhotoFeatures:
+    """Encode photos one by one; what is in the store is not encoded again.
+
+    Args:
+        model: the model.
+        photos: the photos.
+        text: float32 [K,D], L2-normalised text features, for CALIP's terms.
+        with_calip: whether the terms are needed.
+        with_keys: whether the keys are; without, no augmented view is encoded, and they are the plain features.
+        epochs: augmented views per photo.
+        seed: of the augmentation.
+        store: where features are kept.
+        progress: told after each photo.
+    """
+    classes, width = text.shape
+    terms = 2 if with_calip else 0
+    tower = model.tower(model.visual, with_tokens=False).eval()
+    token_tower = model.tower(model.visual, with_tokens=with_calip).eval()
+    augment = augmentation(model)
+    weight = (model.scale * text).T.contiguous()
+    versions = {name: importlib.metadata.version(name) for name in _VERSIONED}
+    text_sha256 = hashlib.sha256(text.numpy().tobytes()).hexdigest() if with_calip else None
+    rows = torch.empty(len(photos), 2 * width + terms * classes)
+    for row, photo in zip(rows, track(photos, "encoding photos", progress), strict=True):
+        about = {
+            "recipe": _RECIPE,
+            "weights": model.weights["sha256"],
+            # The same tensors are another model with another activation or number of heads.
+            "architecture": model.architecture,
+            "versions": versions,
+            "preprocess": dataclasses.asdict(model.preprocess),
+            "photo": photo.sha256,
+        }
+        if with_keys:
+            row[:width] = _kept(
+                store,
+                key_of(**about, epochs=epochs, seed=seed),
+                width,
+                partial(_key, tower, photo, augment, epochs=epochs, seed=seed),
+            )
+        row[width:] = _kept(
+            store,
+            key_of(**about, text=text_sha256),
+            width + terms * classes,
+            partial(_plain, token_tower, photo, model, weight),
+        )
+    plain = rows[:, width : 2 * width].contiguous()
+    contents = {photo.sha256: index for index, photo in enumerate(photos)}
+    return PhotoFeatures(
+        labels=torch.tensor([photo.label for photo in photos], dtype=torch.int64),
+        contents=torch.tensor([contents[photo.sha256] for photo in photos], dtype=torch.int64),
+        keys=rows[:, :width].contiguous() if with_keys else plain,
+        plain=plain,
+        calip=rows[:, 2 * width :].reshape(len(photos), terms, classes),
+    )
+
+
+def augmentation(model: LoadedModel) -> transforms.Compose:
+    """PIL image -> one augmented view, float32 [3,H,W]."""
+    settings = model.preprocess
+    interpolation = transforms.InterpolationMode(settings.interpolation)
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(settings.size, scale=_CROP_SCALE, interpolation=interpolation),
+            transforms.RandomHorizontalFlip(),
+            lambda image: image.convert("RGB"),
+            transforms.ToTensor(),
+            transforms.Normalize(settings.mean, settings.std),
+        ]
+    )
+
+
+def _kept(store: FeatureStore, key: str, length: int, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """A vector out of the store, made and kept where it is not there yet."""
+    kept = store.get(key, length)
+    if kept is not None:
+        return torch.from_numpy(kept)
+    made = make()
+    store.put(key, made.numpy())
+    return made
+
+
+def views_of(photo: Photo, augment: transforms.Compose, *, epochs: int, seed: int) -> torch.Tensor:
+    """[epochs,3,H,W]: augmented views, drawn from the seed and the photo's content."""
+    with torch.random.fork_rng(devices=[]), opened(photo.path) as image:
+        torch.manual_seed(int(key_of(seed=seed, photo=photo.sha256)[:15], 16))
+        return torch.stack([augment(image) for _ in range(epochs)])
+
+
+@torch.no_grad()
+def _forward(tower: torch.nn.Module, views: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return cast("tuple[torch.Tensor, torch.Tensor | None]", tower(views))
+
+
+def _key(tower: torch.nn.Module, photo: Photo, augment: transforms.Compose, *, epochs: int, seed: int) -> torch.Tensor:
+    """The photo's key [D]."""
+    pooled, _ = _forward(tower, views_of(photo, augment, epochs=epochs, seed=seed))
+    return functional.normalize(pooled.mean(dim=0), dim=-1)
+
+
+def _plain(tower: torch.nn.Module, photo: Photo, model: LoadedModel, weight: torch.Tensor) -> torch.Tensor:
+    """The photo's feature, then CALIP's terms where the tower gives tokens: [D + 2K] or [D]."""
+    with opened(photo.path) as image:
+        pooled, tokens = _forward(tower, model.transform(image).unsqueeze(0))
+    feature = functional.normalize(pooled, dim=-1)
+    parts = [feature]
+    if tokens is not None:
+        parts += calip.terms(feature, functional.normalize(tokens, dim=-1), weight, scale=model.scale)
+    return torch.cat([part.flatten() for part in parts])
