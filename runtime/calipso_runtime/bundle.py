@@ -32,6 +32,7 @@ SEARCH_FILE = "search.json"
 
 METADATA_MANIFEST = "calipso.manifest"
 METADATA_DIGEST = "calipso.sha256"
+METADATA_DATA_DIGEST = "calipso.data-sha256"
 # The digest of a file cannot contain itself: it is taken with this in its place.
 DIGEST_PLACEHOLDER = b"sha256:" + b"0" * 64
 
@@ -198,26 +199,26 @@ def file_entry(path: Path) -> dict[str, Any]:
 
 
 def seal_model(path: Path) -> str:
-    """Write the digest of a graph into its own metadata, in place of the placeholder.
+    """Write the digests of a graph, and of the external data beside it, into the graph's own metadata.
 
     Args:
-        path: a `.onnx` whose metadata holds `METADATA_DIGEST: DIGEST_PLACEHOLDER` exactly once.
+        path: a `.onnx` whose metadata holds `METADATA_DIGEST: DIGEST_PLACEHOLDER` exactly once, and
+            `METADATA_DATA_DIGEST` likewise where it has external data.
 
     Returns:
-        The hex digest of the file as it was with the placeholder.
+        The hex digest of the file as it was with its own placeholder.
     """
+    data = path.with_name(EXTERNAL_DATA_FILE)
     with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as content:
-        at = _digest_position(content)
-        if at is None or content[at : at + len(DIGEST_PLACEHOLDER)] != DIGEST_PLACEHOLDER:
-            message = f"{path} has no digest placeholder in its metadata: it was not written by this exporter"
-            raise BundleCorruptError(message)
+        if data.exists():
+            _write_digest(content, METADATA_DATA_DIGEST, sha256_of(data), path)
         digest = hashlib.sha256(content).hexdigest()
-        content[at : at + len(DIGEST_PLACEHOLDER)] = b"sha256:" + digest.encode()
+        _write_digest(content, METADATA_DIGEST, digest, path)
     return digest
 
 
 def check_seal(path: Path) -> None:
-    """Check a bare graph against the digest in its own metadata.
+    """Check a bare graph, and the external data beside it, against the digests in its own metadata.
 
     Raises:
         BundleCorruptError: it is empty, truncated, edited, or was not written by Calipso.
@@ -226,7 +227,7 @@ def check_seal(path: Path) -> None:
         message = f"{path} is empty: copy it again"
         raise BundleCorruptError(message)
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        at = _digest_position(content)
+        at = _digest_position(content, METADATA_DIGEST)
         if at is None:
             message = (
                 f"{path} carries no Calipso digest: it is truncated, or no `calipso export` wrote it. "
@@ -239,6 +240,13 @@ def check_seal(path: Path) -> None:
         digest.update(memoryview(content)[end:])
         if content[at:end] != b"sha256:" + digest.hexdigest().encode():
             message = f"{path} was changed after its export: its content does not match its own digest. Export it again"
+            raise BundleCorruptError(message)
+        data_at = _digest_position(content, METADATA_DATA_DIGEST)
+        promised = None if data_at is None else content[data_at : data_at + len(DIGEST_PLACEHOLDER)]
+    if promised is not None:
+        data = path.with_name(EXTERNAL_DATA_FILE)
+        if not data.is_file() or promised != b"sha256:" + sha256_of(data).encode():
+            message = f"{data} is missing, truncated or edited: {path.name} keeps its weights there. Copy it again"
             raise BundleCorruptError(message)
 
 
@@ -268,7 +276,7 @@ def open_bundle(path: str | Path) -> Bundle:
         message = f"{path / MANIFEST_FILE} lists no {MODEL_FILE}: export the bundle again"
         raise BundleCorruptError(message)
     for name, entry in manifest.files.items():
-        if Path(name).name != name:
+        if Path(name).name != name or not isinstance(entry, dict):
             message = f"{path / MANIFEST_FILE} lists {name!r}, which is no file of the bundle itself"
             raise BundleCorruptError(message)
         _check_file(path / name, entry)
@@ -279,12 +287,14 @@ def read_manifest(path: Path) -> Manifest:
     """Read `manifest.json` and check the digest that it carries of itself."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Not JSON, not UTF-8, numbers of thousands of digits, or nested without end.
         message = f"{path} is not valid JSON ({error}): it is truncated or was edited. Export the bundle again"
         raise BundleCorruptError(message) from error
     manifest = Manifest.from_json(document, source=str(path))
     claimed = document.pop("sha256", None)
-    if claimed != hashlib.sha256(canonical(document).encode()).hexdigest():
+    # A lone surrogate is valid JSON, and no text that could be encoded again.
+    if claimed != hashlib.sha256(canonical(document).encode(errors="surrogatepass")).hexdigest():
         message = f"{path} was edited: it does not match its own sha256. Export the bundle again"
         raise BundleCorruptError(message)
     return manifest
@@ -313,12 +323,20 @@ def manifest_of_metadata(metadata: Mapping[str, str], *, source: str) -> Manifes
     return Manifest.from_json(document, source=f"{source} (its metadata)")
 
 
-def _digest_position(content: mmap.mmap) -> int | None:
-    """Where the digest's 71 characters stand. The metadata is at the end of a serialised model."""
-    key = content.rfind(METADATA_DIGEST.encode())
-    if key < 0:
+def _write_digest(content: mmap.mmap, key: str, digest: str, path: Path) -> None:
+    at = _digest_position(content, key)
+    if at is None or content[at : at + len(DIGEST_PLACEHOLDER)] != DIGEST_PLACEHOLDER:
+        message = f"{path} has no digest placeholder {key} in its metadata: it was not written by this exporter"
+        raise BundleCorruptError(message)
+    content[at : at + len(DIGEST_PLACEHOLDER)] = b"sha256:" + digest.encode()
+
+
+def _digest_position(content: mmap.mmap, key: str) -> int | None:
+    """Where a digest's 71 characters stand. The metadata is at the end of a serialised model."""
+    start = content.rfind(key.encode())
+    if start < 0:
         return None
-    at = content.find(b"sha256:", key + len(METADATA_DIGEST))
+    at = content.find(b"sha256:", start + len(key))
     return None if at < 0 or at + len(DIGEST_PLACEHOLDER) > len(content) else at
 
 
