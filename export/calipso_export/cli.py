@@ -1,0 +1,227 @@
+"""The exporter's commands: `calipso export` and `calipso verify`."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from calipso_export.classes import read_classes
+from calipso_export.config import OPSETS, ExportConfig, Gates
+from calipso_export.config_file import read_config
+from calipso_export.progress import Progress as Report
+from calipso_export.templates import TEMPLATE_NAMES
+from calipso_runtime.errors import CalipsoError, CalipsoWarning, ParityError, UsageError
+
+if TYPE_CHECKING:
+    from calipso_export.parity import Parity
+    from calipso_runtime.bundle import Manifest
+
+_PATH = click.Path(path_type=Path)
+_MOST_FLIPS_SHOWN = 10
+
+
+@click.command("export")
+@click.option("--model", help="An open_clip model name, or an open_clip model configuration (.json).")
+@click.option("--pretrained", metavar="TAG", help="open_clip's tag of the weights; downloads them.")
+@click.option("--checkpoint", type=_PATH, metavar="FILE", help="A .safetensors file, or a torch file of tensors only.")
+@click.option("--random-init", type=int, metavar="SEED", help="Random weights, to measure without a checkpoint.")
+@click.option("--classes", metavar="FILE|a,b,c", help="Class names: .txt (one a line), .toml, .json, or inline.")
+@click.option("--templates", metavar="NAME|FILE", help=f"Prompt templates: {', '.join(TEMPLATE_NAMES)}, or a file.")
+@click.option("--shots", type=_PATH, metavar="DIR", help="Example photos, DIR/<class>/*.")
+@click.option("--cache-file", type=_PATH, metavar="NPZ", help="Ready cache keys and labels, instead of --shots.")
+@click.option("--calip/--no-calip", default=None, help="Use CALIP's attention (default: if photos choose its weights).")
+@click.option("--cache/--no-cache", default=None, help="Use the Tip-Adapter cache (default: if there are shots).")
+@click.option("--alpha", type=float, help="Weight of the cache; searched on the shots where not given.")
+@click.option("--beta", type=float, help="Sharpness of the cache; searched on the shots where not given.")
+@click.option("--b2", type=float, help="CALIP's weight of the text seen through the image; searched likewise.")
+@click.option("--b3", type=float, help="CALIP's weight of the image seen through the text; searched likewise.")
+@click.option("--epochs", type=int, help="Augmented views that are averaged into each key (default 10).")
+@click.option("--skip-unreadable", is_flag=True, default=None, help="Leave out photos that cannot be decoded.")
+@click.option("--outputs", metavar="NAMES", help="What the graph gives, out of logits,embedding,probabilities,tokens.")
+@click.option("--config", "config_file", type=_PATH, metavar="FILE.toml", help="Settings; flags win over them.")
+@click.option("--opset", type=click.Choice(list(map(str, OPSETS))), help="ONNX opset (default 18).")
+@click.option("--verify-data", type=_PATH, metavar="DIR", help="Pictures to verify on (default: the shots).")
+@click.option("--seed", type=int, help="Of the augmentation (default 0).")
+@click.option("--feature-cache", type=_PATH, metavar="DIR", help="Keeps encoded photos between runs.")
+@click.option("--overwrite", is_flag=True, default=None, help="Replace an existing bundle.")
+@click.option("--force", is_flag=True, default=None, help="Write the bundle even if a gate fails, marked so.")
+@click.option("-o", "--output", type=_PATH, metavar="OUT.calipso", help="The bundle to write.")
+def export_command(config_file: Path | None, **flags: Any) -> None:
+    """Export an open_clip model, class names and photos as one verified ONNX graph."""
+    config = _config(config_file, flags)
+    console = _console()
+    with _needs_the_exporter(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CalipsoWarning)
+        from calipso_export import export
+        from calipso_export.parity import FailedParityError
+
+        try:
+            with _progress() as report:
+                manifest, parity = export(config, report)
+        except FailedParityError as error:
+            _print_parity(console, error.parity)
+            raise
+    console.print(_head_table(manifest))
+    _print_parity(console, parity)
+    for skipped in parity.document["skipped_photos"]:
+        console.print(f"left out: {skipped}", soft_wrap=True)
+    for warning in caught:
+        if issubclass(warning.category, CalipsoWarning):
+            click.echo(f"warning: {warning.message}", err=True)
+    if manifest.model["weights"]["source"] == "random":
+        console.print("the weights are random: this bundle measures, it does not classify", style="red")
+    console.print(f"wrote {config.output}", soft_wrap=True)
+
+
+@click.command("verify")
+@click.argument("bundle", type=_PATH)
+@click.option("--data", type=_PATH, metavar="DIR", help="Pictures; in folders named like classes, accuracy is shown.")
+@click.option("--checkpoint", type=_PATH, metavar="FILE", help="The weights, where the bundle came from a file.")
+@click.option("--model", help="The model's configuration (.json), where the bundle came from one.")
+@click.option("--backend", default="auto", show_default=True, help="Engine to verify.")
+@click.option("--json", "as_json", is_flag=True, help="Print the measurements as JSON.")
+def verify_command(bundle: Path, as_json: bool, **flags: Any) -> None:  # noqa: FBT001
+    """Compare a bundle's file with eager PyTorch again; exit code 1 if a gate fails."""
+    with _needs_the_exporter():
+        from calipso_export.reverify import reverify
+
+        with _progress() as report:
+            parity = reverify(bundle, progress=report, **flags)
+    if as_json:
+        Console(soft_wrap=True).print_json(data=parity.document)
+    else:
+        _print_parity(_console(), parity)
+    if parity.failures:
+        failures = "\n  ".join(parity.failures)
+        message = f"{bundle} does not answer like eager PyTorch:\n  {failures}"
+        raise ParityError(message)
+
+
+def _config(config_file: Path | None, flags: dict[str, Any]) -> ExportConfig:
+    """Settings of the file, with the flags that were given over them."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    if "classes" in given:
+        given["classes"] = read_classes(given["classes"])
+    if "outputs" in given:
+        given["outputs"] = tuple(name.strip() for name in given["outputs"].split(","))
+    if "opset" in given:
+        given["opset"] = int(given["opset"])
+    settings = read_config(config_file) if config_file is not None else {}
+    if {"pretrained", "checkpoint", "random_init"} & set(given):
+        # A flag chooses other weights: the file's choice must not stand beside it.
+        settings = {name: value for name, value in settings.items() if name not in _WEIGHTS}
+    settings |= given
+    missing = [f"--{name}" for name in ("model", "classes", "output") if name not in settings]
+    if missing:
+        message = f"missing {', '.join(missing)}: give them as flags or in --config FILE.toml"
+        raise UsageError(message)
+    try:
+        return ExportConfig(**settings)
+    except TypeError as error:
+        message = f"{config_file} has a setting of the wrong type: {error}"
+        raise UsageError(message) from error
+
+
+_WEIGHTS = ("pretrained", "checkpoint", "random_init")
+
+
+def _console() -> Console:
+    """Names of classes and files are data: "[red]" or ":cat:" in one is not markup."""
+    return Console(markup=False, emoji=False, highlight=False)
+
+
+@contextlib.contextmanager
+def _needs_the_exporter() -> Iterator[None]:
+    """This file comes with the runtime's wheel: torch and the rest come with an extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        message = f"this command needs {error.name}, which is not installed: pip install 'calipso[export,ort]'"
+        raise CalipsoError(message) from error
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Report]:
+    """Bars on stderr, one per kind of work; nothing where stderr is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield report
+
+
+def _head_table(manifest: "Manifest") -> Table:
+    table = Table(title=f"{manifest.model['name']}, {len(manifest.labels)} classes", title_justify="left")
+    for column in ("head", "parameters", "chosen by"):
+        table.add_column(column)
+    table.add_row("zero-shot", f"scale {manifest.model['logit_scale']:.2f}", manifest.prompts["source"])
+    for title, name, parameters in (
+        ("Tip-Adapter", "tip_adapter", ("alpha", "beta")),
+        ("CALIP", "calip", ("b2", "b3")),
+    ):
+        record = manifest.head[name]
+        values = ", ".join(f"{key} {record[key]:g}" for key in parameters) if record["used"] else "not used"
+        table.add_row(title, values, _chosen(record))
+    return table
+
+
+def _chosen(record: dict[str, Any]) -> str:
+    chosen = record.get("chosen")
+    if chosen is None:
+        return str(record["reason"])
+    if "accuracy_with" not in chosen:
+        return str(chosen["method"])
+    return (
+        f"{chosen['method']}: {chosen['accuracy_without']:.2%} -> {chosen['accuracy_with']:.2%} "
+        f"on {chosen['photos']} photos"
+        + (f"; at the edge of the grid: {', '.join(chosen['at_edge'])}" if chosen["at_edge"] else "")
+    )
+
+
+def _print_parity(console: Console, parity: "Parity") -> None:
+    document = parity.document
+    table = Table(title="the file against eager PyTorch", title_justify="left")
+    for column in ("batch", "pictures", "worst logit error", "p99", "mean", "lowest cosine", "top-1 agreement"):
+        table.add_column(column, justify="right")
+    for batch, measured in document["by_batch"].items():
+        error, cosine = measured["relative_logit_error"], measured.get("embedding_cosine")
+        table.add_row(
+            batch,
+            str(measured["pictures"]),
+            f"{error['max']:.1e}",
+            f"{error['p99']:.1e}",
+            f"{error['mean']:.1e}",
+            "-" if cosine is None else f"{cosine['min']:.7f}",
+            f"{measured['top1_agreement']:.2%}",
+        )
+    gates = Gates(**document["gates"])
+    table.add_row(
+        "gate",
+        "",
+        f"{gates.max_relative_logit_error:.1e}",
+        "",
+        "",
+        f"{gates.min_embedding_cosine:.7f}",
+        f"{gates.min_top1_agreement:.2%}",
+        style="dim",
+    )
+    console.print(table)
+    flips = [flip for measured in document["by_batch"].values() for flip in measured["flips"]]
+    for flip in flips[:_MOST_FLIPS_SHOWN]:
+        console.print(f"flip{' (a tie)' if flip['tie'] else ''}: {flip['picture']}, margin {flip['margin']:.2e}")
+    if accuracy := document.get("accuracy"):
+        sides = ", ".join(f"{side} {accuracy[side]['top1']:.2%}" for side in ("eager", "shipped"))
+        console.print(f"top-1 on {accuracy['pictures']} labelled pictures: {sides}")
+    console.print(f"parity: {document['status']}", style="green" if document["status"] == "passed" else "red")

@@ -1,0 +1,140 @@
+"""The bundle's report: what `manifest.json` and `parity.json` say, as one page without dependencies."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from calipso_runtime.bundle import Manifest
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
+table { border-collapse: collapse; margin: 1rem 0 } th, td { border-bottom: 1px solid #ddd; padding: .3rem .8rem }
+th { text-align: left } td { font-variant-numeric: tabular-nums } .passed { color: #06752f } .failed { color: #b00020 }
+svg { background: #fafafa; border: 1px solid #ddd }
+"""
+_MOST_LABELS = 100
+_WIDTH, _HEIGHT = 520, 180
+
+
+def report_html(manifest: Manifest, parity: dict[str, Any], curves: dict[str, list[dict[str, float]]]) -> str:
+    """One self-contained page."""
+    model, head = manifest.model, manifest.head
+    title = f"{model['name']}, {len(manifest.labels)} classes"
+    weights = ", ".join(f"{key} {value}" for key, value in model["weights"].items() if key != "sha256")
+    warning = "<p class=failed>The weights are random: this bundle measures, it does not classify.</p>"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        warning if model["weights"]["source"] == "random" else "",
+        f"<p>Parity with eager PyTorch: <strong class={parity['status']}>{parity['status']}</strong></p>",
+        *(f"<p class=failed>{escape(failure)}</p>" for failure in parity["failures"]),
+        _parity(parity),
+        _accuracy(parity.get("accuracy")),
+        "<h2>Model</h2>",
+        _table(
+            ("what", "value"),
+            [
+                ("weights", weights),
+                ("weights' sha256", model["weights"]["sha256"]),
+                ("logit scale, bias", f"{model['logit_scale']:.4f}, {model['logit_bias']:.4f}"),
+                ("prompts", manifest.prompts["source"]),
+                ("preprocessing", str(manifest.as_json()["preprocess"])),
+                ("precision", manifest.precision),
+                ("graph", f"opset {manifest.graph['opset']}, {manifest.graph['nodes']} nodes"),
+                ("tools", ", ".join(f"{name} {version}" for name, version in manifest.tools.items())),
+            ],
+        ),
+        "<h2>Heads</h2>",
+        _head("Tip-Adapter", head["tip_adapter"], ("alpha", "beta", "keys", "shots")),
+        _curve(curves.get("tip_adapter"), "beta"),
+        _head("CALIP", head["calip"], ("b2", "b3")),
+        _curve(curves.get("calip"), "b2"),
+        "<h2>Classes</h2>",
+        f"<p>{escape(_labels(manifest.labels))}</p>",
+    ]
+    body = "\n".join(part for part in parts if part)
+    return (
+        f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
+        f"<style>{_STYLE}</style>\n{body}\n</html>\n"
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    lines = ["".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows]
+    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _parity(parity: dict[str, Any]) -> str:
+    pictures = parity["pictures"]
+    rows = []
+    for batch, measured in parity["by_batch"].items():
+        error = measured["relative_logit_error"]
+        cosine = measured.get("embedding_cosine", {}).get("min")
+        rows.append(
+            (
+                batch,
+                measured["pictures"],
+                f"{error['max']:.2e}",
+                f"{error['p99']:.2e}",
+                f"{error['mean']:.2e}",
+                "" if cosine is None else f"{cosine:.8f}",
+                f"{measured['top1_agreement']:.2%}",
+            )
+        )
+    columns = ("batch", "pictures", "worst logit error", "p99", "mean", "lowest cosine", "top-1 agreement")
+    flips = [flip for measured in parity["by_batch"].values() for flip in measured["flips"]]
+    listed = _table(("picture", "eager", "shipped", "margin", "tie"), [tuple(flip.values()) for flip in flips])
+    return (
+        f"<p>{escape(parity['shipped'])}, against {escape(parity['eager'])}. Pictures: {escape(pictures['source'])} "
+        f"({pictures['count']}) and {pictures['edge_cases']} edge cases. Errors are relative to the largest logit.</p>"
+        + _table(columns, rows)
+        + (f"<h3>Flips</h3>{listed}" if flips else "")
+    )
+
+
+def _accuracy(accuracy: dict[str, Any] | None) -> str:
+    if accuracy is None:
+        return ""
+    rows = []
+    for side in ("eager", "shipped"):
+        low, high = accuracy[side]["interval_95"]
+        rows.append((side, f"{accuracy[side]['top1']:.2%}", f"{low:.2%} to {high:.2%}", accuracy["pictures"]))
+    return "<h2>Accuracy</h2>" + _table(("side", "top-1", "95 % interval", "pictures"), rows)
+
+
+def _head(name: str, record: dict[str, Any], parameters: Sequence[str]) -> str:
+    chosen = record.get("chosen", {})
+    if record["used"]:
+        values = ", ".join(f"{key} {record[key]}" for key in parameters if key in record)
+        text = f"{values}; chosen by: {chosen['method']}"
+    else:
+        text = f"not used: {record['reason']}"
+    if "photos" in chosen:
+        text += (
+            f"; {chosen['photos']} photos, accuracy {chosen['accuracy_without']:.2%} without and "
+            f"{chosen['accuracy_with']:.2%} with it"
+        )
+    return f"<h3>{name}</h3><p>{escape(text)}</p>"
+
+
+def _curve(curve: Sequence[dict[str, float]] | None, axis: str) -> str:
+    """Validation accuracy over one parameter, at the best value of the other."""
+    if not curve:
+        return ""
+    xs, ys = [point[axis] for point in curve], [point["accuracy"] for point in curve]
+    low, high = min(ys), max(ys)
+    span_x, span_y = (xs[-1] - xs[0]) or 1.0, (high - low) or 1.0
+    points = " ".join(
+        f"{(x - xs[0]) / span_x * _WIDTH:.1f},{_HEIGHT - (y - low) / span_y * _HEIGHT:.1f}"
+        for x, y in zip(xs, ys, strict=True)
+    )
+    return (
+        f"<svg viewBox='-10 -10 {_WIDTH + 20} {_HEIGHT + 20}' width={_WIDTH} role=img>"
+        f"<polyline points='{points}' fill=none stroke=#0b57d0 stroke-width=2 /></svg>"
+        f"<p>Validation accuracy from {low:.2%} to {high:.2%} over {axis} from {xs[0]} to {xs[-1]}.</p>"
+    )
+
+
+def _labels(labels: Sequence[str]) -> str:
+    shown = ", ".join(labels[:_MOST_LABELS])
+    return shown if len(labels) <= _MOST_LABELS else f"{shown} and {len(labels) - _MOST_LABELS} more"

@@ -1,0 +1,24 @@
+"""The steps of an export, in their order: one verb, one file each."""
+
+from calipso_export.step import Step
+from calipso_export.steps.bundle import WriteBundle
+from calipso_export.steps.gather import Gather
+from calipso_export.steps.lint import Lint
+from calipso_export.steps.load import Load
+from calipso_export.steps.prompt import EncodePrompts
+from calipso_export.steps.shots import EncodeShots
+from calipso_export.steps.trace import Trace
+from calipso_export.steps.tune import Tune
+from calipso_export.steps.verify import Verify
+
+STEPS: tuple[Step, ...] = (
+    Load(),
+    Gather(),
+    EncodePrompts(),
+    EncodeShots(),
+    Tune(),
+    Trace(),
+    Lint(),
+    Verify(),
+    WriteBundle(),
+)

@@ -1,0 +1,63 @@
+"""Bundle: parity, report and manifest beside the graph. The pipeline then moves the folder into place."""
+
+import dataclasses
+import json
+import math
+from typing import Any, ClassVar
+
+from calipso_export.config import ExportConfig
+from calipso_export.parity import FailedParityError, Parity
+from calipso_export.progress import Progress
+from calipso_export.report import report_html
+from calipso_export.step import Made, WorkFolder
+from calipso_export.steps.trace import Graph
+from calipso_export.steps.tune import HeadRecord
+from calipso_runtime.bundle import (
+    MANIFEST_FILE,
+    PARITY_FILE,
+    REPORT_FILE,
+    SEARCH_FILE,
+    Manifest,
+    file_entry,
+    write_manifest,
+)
+
+
+class WriteBundle:
+    """Write the remaining files, or refuse to where a gate failed."""
+
+    requires: ClassVar[tuple[type, ...]] = (ExportConfig, WorkFolder, HeadRecord, Graph, Parity)
+    ensures: ClassVar[tuple[type, ...]] = (Manifest,)
+
+    def run(self, made: Made, progress: Progress) -> None:
+        """See `Step.run`."""
+        progress("writing the bundle", 0, 1)
+        config, parity, folder = made[ExportConfig], made[Parity], made[WorkFolder].path
+        if parity.failures and not config.force:
+            failures = "\n  ".join(parity.failures)
+            message = (
+                f"the exported file does not answer like eager PyTorch, and no bundle was written:\n  {failures}\n"
+                "--force writes it all the same, marked `parity: failed`"
+            )
+            raise FailedParityError(message, parity)
+        document = _without_nan(parity.document)
+        (folder / PARITY_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        core = dataclasses.replace(made[Graph].manifest, parity=parity.status)
+        curves = made[HeadRecord].curves
+        if curves:
+            (folder / SEARCH_FILE).write_text(json.dumps(curves) + "\n", encoding="utf-8")
+        (folder / REPORT_FILE).write_text(report_html(core, parity.document, curves), encoding="utf-8")
+        files = {path.name: file_entry(path) for path in sorted(folder.iterdir())}
+        manifest = dataclasses.replace(core, files=files)
+        write_manifest(folder / MANIFEST_FILE, manifest)
+        made.add(manifest)
+        progress("writing the bundle", 1, 1)
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN and infinities as words: JSON has no numbers for them. A forced bundle may hold some."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

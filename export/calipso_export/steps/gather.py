@@ -1,0 +1,91 @@
+"""Gather: every prompt and picture that the export will need, read once, before any long work."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from PIL import Image
+
+from calipso_export.config import ExportConfig
+from calipso_export.models import LoadedModel
+from calipso_export.photos import Photos, check_photos, check_readable, find_photos, labelled_pictures
+from calipso_export.progress import Progress
+from calipso_export.step import Made
+from calipso_export.templates import Prompts, read_prompts
+
+# Of the shots, when there is nothing else to verify on: an even sample over the classes.
+_MOST_SHOTS = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture to verify on.
+
+    Attributes:
+        name: for the report.
+        content: a file, or an image made here.
+        label: class index where it is known.
+    """
+
+    name: str
+    content: Path | Image.Image
+    label: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """The pictures to verify on, and where they come from, in words."""
+
+    pictures: tuple[Picture, ...]
+    source: str
+
+
+class Gather:
+    """Read the prompts, the example photos and the pictures to verify on, and refuse what cannot be used."""
+
+    requires: ClassVar[tuple[type, ...]] = (ExportConfig, LoadedModel)
+    ensures: ClassVar[tuple[type, ...]] = (Prompts, Photos, Pictures)
+
+    def run(self, made: Made, progress: Progress) -> None:
+        """See `Step.run`."""
+        config, preprocess = made[ExportConfig], made[LoadedModel].preprocess
+        made.add(read_prompts(config.templates, config.classes))
+        photos = Photos()
+        if config.shots is not None:
+            photos = check_photos(
+                find_photos(config.shots, config.classes),
+                preprocess,
+                config.classes,
+                skip_unreadable=config.skip_unreadable,
+                progress=progress,
+            )
+        if config.verify_data is None:
+            pictures = _some_shots(photos)
+        else:
+            pictures = read_pictures(config.verify_data, config.classes)
+            check_readable([str(picture.content) for picture in pictures.pictures], preprocess, progress)
+        made.add(photos)
+        made.add(pictures)
+
+
+def read_pictures(folder: Path, classes: Sequence[str]) -> Pictures:
+    """The pictures below a folder; labelled where their folders are named like classes."""
+    found = [
+        Picture(name=str(path.relative_to(folder)), content=path, label=label)
+        for path, label in labelled_pictures(folder, classes)
+    ]
+    return Pictures(pictures=tuple(found), source=f"the folder {folder.name}")
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most `most` indices out of `count`, evenly spaced."""
+    wanted = min(count, most)
+    return [index * count // wanted for index in range(wanted)]
+
+
+def _some_shots(photos: Photos) -> Pictures:
+    shots = [photos.photos[index] for index in evenly(len(photos.photos), _MOST_SHOTS)]
+    # Unlabelled: accuracy on photos that are in the cache says nothing.
+    chosen = [Picture(name=f"{photo.path.parent.name}/{photo.path.name}", content=photo.path) for photo in shots]
+    return Pictures(pictures=tuple(chosen), source="the shots" if chosen else "none: edge cases only")

@@ -1,0 +1,68 @@
+"""Lint: the written graph is valid ONNX, and uses nothing that only some engines have."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import onnx
+from onnx import checker
+
+from calipso_export.config import ExportConfig
+from calipso_export.progress import Progress
+from calipso_export.step import Made
+from calipso_export.steps.trace import Graph
+from calipso_runtime.errors import ModelError
+
+# Standard from opset 23, but rejected or unfused by most engines that are in the field.
+_NOT_PORTABLE = ("Attention",)
+_STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+class Lint:
+    """Check the file as it was written."""
+
+    requires: ClassVar[tuple[type, ...]] = (ExportConfig, Graph)
+    ensures: ClassVar[tuple[type, ...]] = ()
+
+    def run(self, made: Made, progress: Progress) -> None:
+        """See `Step.run`."""
+        progress("checking the graph", 0, 1)
+        findings = lint(made[Graph].path, opset=made[ExportConfig].opset)
+        if findings:
+            message = f"the exported graph is not portable: {'; '.join(findings)}"
+            raise ModelError(message)
+        progress("checking the graph", 1, 1)
+
+
+def lint(path: Path, *, opset: int | None = None) -> list[str]:
+    """What keeps a graph from running everywhere: one sentence each, none if it is portable.
+
+    Args:
+        path: a `.onnx`, with its external data beside it where it has any.
+        opset: the one it has to be of; any where None.
+    """
+    try:
+        # By path: the only way to check a model beyond protobuf's 2 GB.
+        checker.check_model(str(path))
+    except checker.ValidationError as error:
+        return [f"onnx.checker refuses it: {error}"]
+    model = onnx.load(path, load_external_data=False)
+    findings = [
+        f"node {node.name} is {node.domain}.{node.op_type}, which is no standard operator"
+        for node in model.graph.node
+        if node.domain not in _STANDARD_DOMAINS
+    ]
+    findings += [
+        f"node {node.name} is {node.op_type}, which most engines lack"
+        for node in model.graph.node
+        if node.op_type in _NOT_PORTABLE
+    ]
+    found = {entry.domain: entry.version for entry in model.opset_import}.get("")
+    if opset is not None and found != opset:
+        findings.append(f"it is of opset {found}, asked for was {opset}")
+    findings += [f"it defines the function {function.name}" for function in model.functions]
+    findings += [
+        f"{value.name} has a fixed batch of {value.type.tensor_type.shape.dim[0].dim_value}"
+        for value in (*model.graph.input, *model.graph.output)
+        if not value.type.tensor_type.shape.dim[0].dim_param
+    ]
+    return findings

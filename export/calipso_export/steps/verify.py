@@ -1,0 +1,141 @@
+"""Verify: the saved file, through the runtime, against eager PyTorch on real pictures and edge cases."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from calipso_export.config import ExportConfig, Gates
+from calipso_export.head_checks import check_keys, check_text
+from calipso_export.models import LoadedModel
+from calipso_export.parity import Answers, Parity, compare
+from calipso_export.photos import Photos, opened
+from calipso_export.progress import Progress, batches, track
+from calipso_export.reference import EagerClassifier, HeadTensors
+from calipso_export.step import Made
+from calipso_export.steps.gather import Picture, Pictures, evenly
+from calipso_export.steps.trace import Graph
+from calipso_export.templates import Prompts
+from calipso_runtime import Classifier, load
+
+BATCH_SIZES = (1, 2, 7)
+# Pictures asked at every batch size; beyond, only the largest batch is asked.
+_MOST_AT_EVERY_BATCH = 48
+_EDGE_SEED = 0
+
+
+class Verify:
+    """Compare, and fail the export if a gate fails and `force` is not set."""
+
+    requires: ClassVar[tuple[type, ...]] = (ExportConfig, LoadedModel, Prompts, Photos, HeadTensors, Pictures, Graph)
+    ensures: ClassVar[tuple[type, ...]] = (Parity,)
+
+    def run(self, made: Made, progress: Progress) -> None:
+        """See `Step.run`."""
+        config, model, heads, photos = made[ExportConfig], made[LoadedModel], made[HeadTensors], made[Photos]
+        progress("checking text and keys", 0, 1)
+        checks = {"text": check_text(model, config.classes, made[Prompts], heads.text)}
+        if heads.tip_adapter is not None and heads.keys is not None and config.shots is not None:
+            checks["keys"] = check_keys(model, photos.photos, heads.keys, epochs=config.epochs, seed=config.seed)
+        progress("checking text and keys", 1, 1)
+        eager = EagerClassifier(model, heads, with_tokens="tokens" in config.outputs)
+        with load(made[Graph].path) as classifier:
+            parity = verify(classifier, eager, made[Pictures], checks, gates=config.gates, progress=progress)
+        parity.document["skipped_photos"] = list(photos.skipped)
+        made.add(parity)
+
+
+def verify(
+    classifier: Classifier,
+    eager: EagerClassifier,
+    pictures: Pictures,
+    checks: dict[str, dict[str, Any]],
+    *,
+    gates: Gates,
+    progress: Progress,
+) -> Parity:
+    """Compare a loaded bundle with its eager reference.
+
+    Args:
+        classifier: the saved file, loaded by the runtime; it prepares the pictures itself.
+        eager: the reference; it prepares them with open_clip's own transform.
+        pictures: what to compare on; edge cases are added.
+        checks: of what both sides share, out of `head_checks`.
+        gates: what has to be reached.
+        progress: told after each batch.
+    """
+    everything = [*pictures.pictures, *edge_cases()]
+    given = len(pictures.pictures)
+    shipped = {}
+    for batch in BATCH_SIZES:
+        indices = _indices(given, len(everything), every=batch == max(BATCH_SIZES))
+        chosen = [everything[index] for index in indices]
+        shipped[batch] = (indices, _ask_shipped(classifier, chosen, batch, progress))
+    answers = _ask_eager(eager, everything, progress)
+    about = {
+        "shipped": f"model.onnx through calipso_runtime, {classifier.backend} on {classifier.provider}",
+        "eager": f"open_clip {eager.model.name} in PyTorch {torch.__version__}, heads by the published formulas",
+        "pictures": {"source": pictures.source, "count": given, "edge_cases": len(everything) - given},
+    }
+    return compare(
+        [picture.name for picture in everything],
+        answers,
+        shipped,
+        checks=checks,
+        truth=[picture.label for picture in everything],
+        gates=gates,
+        about=about,
+    )
+
+
+def edge_cases() -> list[Picture]:
+    """Pictures where preprocessing and normalisation go wrong first."""
+    generator = np.random.default_rng(_EDGE_SEED)
+
+    def noise(height: int, width: int, channels: int) -> Image.Image:
+        pixels = generator.integers(0, 256, (height, width, channels), dtype=np.uint8)
+        return Image.fromarray(pixels.squeeze(axis=-1) if channels == 1 else pixels)
+
+    made = {
+        "black": Image.new("RGB", (320, 240)),
+        "white": Image.new("RGB", (240, 320), "white"),
+        "noise": noise(256, 256, 3),
+        "wide": noise(16, 512, 3),
+        "tall": noise(512, 16, 3),
+        "one pixel": noise(1, 1, 3),
+        "tiny": noise(3, 2, 3),
+        "greyscale": noise(100, 150, 1),
+        "transparent": noise(120, 90, 4),
+    }
+    return [Picture(name=f"<{name}>", content=image) for name, image in made.items()]
+
+
+def _indices(pictures: int, everything: int, *, every: bool) -> list[int]:
+    chosen = list(range(pictures)) if every else evenly(pictures, _MOST_AT_EVERY_BATCH)
+    return chosen + list(range(pictures, everything))
+
+
+def _ask_shipped(classifier: Classifier, pictures: Sequence[Picture], batch: int, progress: Progress) -> Answers:
+    names = classifier.outputs
+    parts = [
+        classifier.run([picture.content for picture in some], names, batch=batch)
+        for some in track(list(batches(pictures, batch)), f"asking the file, batch {batch}", progress)
+    ]
+    return Answers(outputs={name: np.concatenate([part[name] for part in parts]) for name in names})
+
+
+def _ask_eager(eager: EagerClassifier, pictures: Sequence[Picture], progress: Progress) -> Answers:
+    parts = [
+        eager(torch.stack([_transformed(eager, picture) for picture in some]))
+        for some in track(list(batches(pictures, max(BATCH_SIZES))), "asking eager PyTorch", progress)
+    ]
+    return Answers(outputs={name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]})
+
+
+def _transformed(eager: EagerClassifier, picture: Picture) -> torch.Tensor:
+    if isinstance(picture.content, Image.Image):
+        return eager.model.transform(picture.content)  # type: ignore[no-any-return]
+    with opened(picture.content) as image:
+        return eager.model.transform(image)  # type: ignore[no-any-return]
