@@ -1,0 +1,106 @@
+"""Writes the README's numbers from benchmarks/results/: `make docs`; a test fails where they drift.
+
+python -m benchmarks.report [--check]
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "README.md"
+_MB = 1e6
+_GIB = 2**30
+
+
+def main() -> int:
+    """Rewrite README.md, or with --check exit 1 if that would change it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true")
+    before = README.read_text(encoding="utf-8")
+    after = rendered(before)
+    if parser.parse_args().check:
+        if before != after:
+            print("README.md does not show what benchmarks/results/ holds: run `make docs`", file=sys.stderr)
+        return int(before != after)
+    README.write_text(after, encoding="utf-8")
+    return 0
+
+
+def rendered(text: str) -> str:
+    """The text with every generated part filled in anew."""
+    for name, table in PARTS.items():
+        start, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
+        before, found, rest = text.partition(start)
+        if not found:
+            message = f"README.md has no part {start.strip()}"
+            raise ValueError(message)
+        text = before + start + table() + end + rest.partition(end)[2]
+    return text
+
+
+def demo_table() -> str:
+    """The demo's table, from results/demo.json."""
+    document = _read("demo.json")
+    rows = document["rows"]
+    columns = (
+        "head",
+        "eager PyTorch",
+        "exported file",
+        "95 % interval",
+        "agreement",
+        "worst error",
+        "chosen on the shots",
+    )
+    lines = [f"| {' | '.join(columns)} |\n", "|---|---:|---:|---:|---:|---:|---|\n"]
+    for row in rows:
+        low, high = row["shipped"]["interval_95"]
+        lines.append(
+            f"| {row['head']} | {row['eager']['top1']:.2%} | {row['shipped']['top1']:.2%} | {low:.1%} to {high:.1%} | "
+            f"{row['agreement']:.2%} | {row['relative_logit_error']:.1e} | {row['parameters'] or '-'} |\n"
+        )
+    lines.append(
+        f"\nTop-1 on {rows[0]['pictures']} held-out pictures of {rows[0]['pictures'] // document['held_out']} classes, "
+        f"{document['shots']} shots per class, one prompt. Most of the cache's gain is on six\n"
+        "classes whose colour words the training never used. Gains in a drawn world say nothing about photographs.\n"
+    )
+    return "".join(lines)
+
+
+def full_size_table() -> str:
+    """Cost of a full-size export, from results/full-size-*.json."""
+    lines = [
+        "Export with verification, 1,000 classes, 16,000 cache keys, CALIP on, random weights; medians over ",
+        "separate processes:\n\n",
+        "| model | seconds | peak memory | file | visual weights + head | worst logit error | on |\n",
+        "|---|---:|---:|---:|---:|---:|---|\n",
+    ]
+    for path in sorted(RESULTS.glob("full-size-*.json")):
+        document = _read(path.name)
+        samples, machine = document["samples"], document["environment"]
+        first = samples[0]
+        seconds = [sample["seconds"] for sample in samples]
+        lines.append(
+            f"| {document['model']} | {statistics.median(seconds):.0f} ({min(seconds):.0f} to {max(seconds):.0f}, "
+            f"{len(samples)} runs) | {max(sample['peak_rss_bytes'] for sample in samples) / _GIB:.2f} GiB | "
+            f"{first['file_bytes'] / _MB:.1f} MB | {(first['visual_bytes'] + first['head_bytes']) / _MB:.1f} MB | "
+            f"{max(sample['worst']['relative_logit_error'] for sample in samples):.1e} | "
+            f"{machine['cpu']}, {machine['cores']} cores |\n"
+        )
+    return "".join(lines)
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+PARTS: dict[str, Callable[[], str]] = {"demo": demo_table, "full-size": full_size_table}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
