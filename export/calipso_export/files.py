@@ -1,7 +1,10 @@
 """Reading the small text files that users write: TOML, JSON and lists, with errors that name the file."""
 
 import json
+import struct
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,23 @@ def is_file(source: str) -> bool:
         return Path(source).is_file()
     except OSError:
         return False
+
+
+# What libraries raise on damaged files: parsing bytes can raise nearly anything.
+PARSING_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+)
 
 
 def read_text(path: Path) -> str:

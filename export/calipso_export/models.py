@@ -4,21 +4,16 @@ import contextlib
 import dataclasses
 import difflib
 import hashlib
-import json
 import logging
-import pickle
-import struct
 import warnings
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
+from calipso_export.checkpoints import activation_message, check_activation, first_line, load_checkpoint
 from calipso_export.clip import open_clip
 from calipso_export.config import ExportConfig
 from calipso_export.files import read_structured
@@ -26,30 +21,11 @@ from calipso_export.towers import Tower, tower_class
 from calipso_runtime.bundle import Preprocess
 from calipso_runtime.errors import BundleSchemaError, ModelError, UsageError
 
-_MOST_NAMES_SHOWN = 4
 # A user's configuration must not replace a built-in one, nor another user's, for the rest of the process.
 _BUILT_IN = frozenset(open_clip.list_models())
 _REGISTERED: dict[str, Path] = {}
 # What open_clip raises, without checks of its own, where a configuration has a wrong name or value.
 _CONFIGURATION_ERRORS = (TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, LookupError)
-
-# What torch.load and safetensors raise on damaged files: parsing bytes can raise nearly anything.
-_READ_ERRORS = (
-    SafetensorError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    AssertionError,
-    MemoryError,
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,9 +82,9 @@ def load_model(config: ExportConfig) -> LoadedModel:
             module = _pretrained(name, config, quick_gelu=quick_gelu)
             weights: dict[str, Any] = {"source": "pretrained", "tag": config.pretrained}
         elif config.checkpoint is not None:
-            _check_activation(config.checkpoint, name, quick_gelu=quick_gelu)
+            check_activation(config.checkpoint, name, quick_gelu=quick_gelu)
             module = _create(name, config)
-            _load_checkpoint(module, config.checkpoint, name)
+            load_checkpoint(module, config.checkpoint, name)
             weights = {"source": "checkpoint", "file": config.checkpoint.name}
         else:
             module = _random(name, config)
@@ -203,8 +179,9 @@ def _pretrained(name: str, config: ExportConfig, *, quick_gelu: bool) -> Any:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         message = f"open_clip knows no weights {tag!r} for {name}. Known tags: {known}"
         raise ModelError(message)
-    if bool(settings.get("quick_gelu", False)) != quick_gelu:
-        raise ModelError(_activation_message(name, f"the tag {tag!r}", model=quick_gelu))
+    # A tag that says nothing of it was trained with its model's own configuration (roberta-ViT-B-32).
+    if bool(settings.get("quick_gelu", quick_gelu)) != quick_gelu:
+        raise ModelError(activation_message(name, f"the tag {tag!r}", model=quick_gelu))
     try:
         return _create(name, config, pretrained=tag)
     except (RuntimeError, OSError) as error:
@@ -233,110 +210,8 @@ def _tokenizer(name: str) -> Any:
     try:
         return open_clip.get_tokenizer(name)
     except (ImportError, OSError, *_CONFIGURATION_ERRORS) as error:
-        message = f"the tokenizer of {name} cannot be loaded: {_first_line(error)}"
+        message = f"the tokenizer of {name} cannot be loaded: {first_line(error)}"
         raise ModelError(message) from error
-
-
-def _check_activation(checkpoint: Path, name: str, *, quick_gelu: bool) -> None:
-    """A hub's snapshot keeps the configuration beside the weights: its activation must be the model's."""
-    settings = checkpoint.parent / "open_clip_config.json"
-    if not settings.is_file():
-        return
-    try:
-        theirs = json.loads(settings.read_text(encoding="utf-8"))["model_cfg"].get("quick_gelu", False)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"{settings}, which lies beside the checkpoint, is not an open_clip configuration: {error!r}"
-        raise ModelError(message) from error
-    if bool(theirs) != quick_gelu:
-        raise ModelError(_activation_message(name, f"{settings.name} beside {checkpoint.name}", model=quick_gelu))
-
-
-def _activation_message(name: str, weights: str, *, model: bool) -> str:
-    activation = {True: "QuickGELU", False: "GELU"}
-    other = f"{name}-quickgelu" if not model else name.removesuffix("-quickgelu")
-    hint = (
-        f"use --model {other}" if open_clip.get_model_config(other) else "use the configuration they were trained with"
-    )
-    return (
-        f"the model {name} uses {activation[model]}, but {weights} says that the weights were trained with "
-        f"{activation[not model]}: the answers would be quietly wrong; {hint}"
-    )
-
-
-def _load_checkpoint(module: nn.Module, checkpoint: Path, name: str) -> None:
-    if not checkpoint.is_file():
-        message = f"the checkpoint {checkpoint} does not exist"
-        raise ModelError(message)
-    try:
-        if _is_torchscript(checkpoint):
-            message = (
-                f"{checkpoint} is a TorchScript archive, which runs code when it is loaded. Save its state_dict as "
-                "safetensors, or use --pretrained"
-            )
-            raise ModelError(message)
-        state = _read_state(checkpoint)
-    except _READ_ERRORS as error:
-        message = (
-            f"the checkpoint {checkpoint} cannot be read: it is truncated, or neither safetensors nor a torch file "
-            f"that loads with weights_only=True ({_first_line(error)})"
-        )
-        raise ModelError(message) from error
-    _check_tensors(module, state, checkpoint, name)
-    open_clip.load_checkpoint(module, str(checkpoint), strict=True, weights_only=True)
-
-
-def _read_state(checkpoint: Path) -> object:
-    """What is in the file, unpacked as open_clip does, which takes for granted that it is a state_dict."""
-    if checkpoint.suffix == ".safetensors":
-        return load_file(checkpoint)
-    content: object = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if isinstance(content, dict):
-        content = content.get("state_dict", content)
-    if isinstance(content, dict) and str(next(iter(content), "")).startswith("module."):
-        content = {str(name).removeprefix("module."): value for name, value in content.items()}
-    return content
-
-
-def _check_tensors(module: nn.Module, state: object, checkpoint: Path, name: str) -> None:
-    """Names and shapes must be the model's: open_clip would quietly resize a positional embedding."""
-    named = isinstance(state, dict) and all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
-    )
-    if not named or not state:
-        message = f"the checkpoint {checkpoint} holds no state_dict of tensors"
-        raise ModelError(message)
-    found = open_clip.convert.convert_state_dict(module, dict(cast("dict[str, torch.Tensor]", state)))
-    wanted = module.state_dict()
-    missing = sorted(set(wanted) - set(found) - {"logit_bias"})
-    shapes = [
-        f"{key} {list(found[key].shape)} instead of {list(value.shape)}"
-        for key, value in wanted.items()
-        if key in found and value.numel() > 1 and found[key].shape != value.shape
-    ]
-    extra = sorted(set(found) - set(wanted) - {"attn_mask"})
-    problems = [
-        f"{len(names)} tensors {what} ({_some(names)})"
-        for what, names in (("missing", missing), ("of another shape", shapes), ("unknown to it", extra))
-        if names
-    ]
-    broken = [key for key, value in found.items() if value.is_floating_point() and not bool(value.isfinite().all())]
-    if broken:
-        message = f"the checkpoint {checkpoint} has weights that are NaN or infinite, in {_some(broken)}: it is damaged"
-        raise ModelError(message)
-    if problems:
-        message = f"the checkpoint {checkpoint} is of another architecture than {name}: {'; '.join(problems)}"
-        raise ModelError(message)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_MOST_NAMES_SHOWN]) + (", ..." if len(names) > _MOST_NAMES_SHOWN else "")
-
-
-def _is_torchscript(checkpoint: Path) -> bool:
-    if not zipfile.is_zipfile(checkpoint):
-        return False
-    with zipfile.ZipFile(checkpoint) as archive:
-        return any(entry.endswith("constants.pkl") for entry in archive.namelist())
 
 
 def _preprocess(settings: dict[str, Any]) -> Preprocess:
@@ -363,10 +238,6 @@ def _preprocess_of(settings: dict[str, Any], height: int, width: int) -> Preproc
 def _three(values: Sequence[float]) -> tuple[float, float, float]:
     red, green, blue = map(float, values)
     return red, green, blue
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import torch
 from export_samples import CLASSES, TEXT, VIT, noise, write_model
 
 from calipso_export import ExportConfig
+from calipso_export.checkpoints import activation_message
 from calipso_export.models import LoadedModel, load_model
 from calipso_runtime.bundle import Preprocess
 from calipso_runtime.errors import ModelError
@@ -109,6 +110,28 @@ def test_weights_of_another_activation_are_refused_before_any_download(
 ) -> None:
     with pytest.raises(ModelError, match=rf"{model} uses .* the tag '{tag}' says .* use --model {other}$"):
         load(model, pretrained=tag)
+
+
+def test_a_tag_that_says_nothing_of_its_activation_has_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: object, **__: object) -> None:
+        message = "no network here"
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(open_clip, "create_model", download)
+
+    # Its model uses QuickGELU: that is no contradiction, and loading gets as far as the download.
+    with pytest.raises(ModelError, match="could not be downloaded: no network here"):
+        load("roberta-ViT-B-32", pretrained="laion2b_s12b_b32k")
+
+
+@pytest.mark.parametrize("model", sorted({name for name, _ in open_clip.list_pretrained()}))
+def test_a_refused_activation_names_a_model_that_there_is(model: str) -> None:
+    message = activation_message(
+        model, "the tag", model=bool(open_clip.get_model_config(model).get("quick_gelu", False))
+    )
+
+    suggested = message.rpartition("use --model ")[2]
+    assert suggested == message or open_clip.get_model_config(suggested) is not None
 
 
 def test_without_a_network_a_tag_points_to_the_checkpoint_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

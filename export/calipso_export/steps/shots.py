@@ -1,8 +1,5 @@
 """Shots: a folder of example photos, or a file of ready keys -> the cache's keys."""
 
-import struct
-import zipfile
-import zlib
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,28 +10,13 @@ from torch.nn import functional
 from calipso_export.config import ExportConfig
 from calipso_export.fewshot.encode import PhotoFeatures, encode_photos
 from calipso_export.fewshot.store import FeatureStore, default_folder
+from calipso_export.files import PARSING_ERRORS
 from calipso_export.models import LoadedModel
 from calipso_export.photos import Photos
 from calipso_export.progress import Progress
 from calipso_export.step import Made
 from calipso_export.steps.prompt import TextFeatures
 from calipso_runtime.errors import ShotsError
-
-# What zipfile, zlib and NumPy raise on damaged archives, and on a file that is an array and no archive.
-_READ_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-)
 
 
 class EncodeShots:
@@ -83,7 +65,7 @@ def _read_arrays(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
         # Opened here: NumPy does not close a file that turns out to be no archive.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             keys, labels = arrays["keys"], arrays["labels"]
-    except _READ_ERRORS as error:
+    except PARSING_ERRORS as error:
         message = f"{path} is not a readable .npz with `keys` and `labels`: {error}"
         raise ShotsError(message) from error
     if not np.issubdtype(keys.dtype, np.floating) or not np.issubdtype(labels.dtype, np.integer):
