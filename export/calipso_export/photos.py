@@ -64,7 +64,7 @@ def find_photos(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
         (path, index)
         for index, name in enumerate(classes)
         for path in sorted(folders[name].iterdir())
-        if path.is_file() and not path.name.startswith(".")
+        if not path.is_dir() and not path.name.startswith(".")
     ]
     filled = {index for _, index in found}
     empty = [str(folders[name]) for index, name in enumerate(classes) if index not in filled]

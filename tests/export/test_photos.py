@@ -125,6 +125,13 @@ def test_every_unreadable_photo_is_listed(folder: Path, check: Check) -> None:
     assert "--skip-unreadable" in str(error.value)
 
 
+def test_a_link_that_leads_nowhere_is_an_unreadable_photo(folder: Path, check: Check) -> None:
+    (folder / "bee" / "lost.png").symlink_to(folder / "nowhere.png")
+
+    with pytest.raises(ShotsError, match=r"1 of 10 pictures cannot be read:\n  .*lost\.png"):
+        check()
+
+
 def test_unreadable_photos_can_be_skipped_and_are_reported(folder: Path, check: Check) -> None:
     broken = damage(folder)
 
