@@ -24,8 +24,8 @@ class Gates:
     """What the shipped file must reach against eager PyTorch. Defaults are those of fp32.
 
     Attributes:
-        max_relative_logit_error: largest |difference| of a logit over the picture's largest |logit|, after the
-            mean over the classes is taken off.
+        max_relative_logit_error: largest |difference| of a logit, over the picture's largest |logit| measured
+            from the mean of its logits; also of a probability, and of a component of a token.
         min_embedding_cosine: smallest cosine between the two embeddings of a picture.
         min_top1_agreement: share of pictures with the same top class. A flip does not count where eager's own
             margin is one that two allowed errors can bridge: a tie.

@@ -86,7 +86,7 @@ def _parity(parity: dict[str, Any]) -> str:
     listed = _table(("picture", "eager", "shipped", "margin", "tie"), [tuple(flip.values()) for flip in flips])
     return (
         f"<p>{escape(parity['shipped'])}, against {escape(parity['eager'])}. Pictures: {escape(pictures['source'])} "
-        f"({pictures['count']}) and {pictures['edge_cases']} edge cases. Errors are relative to the largest logit.</p>"
+        f"({pictures['count']}) and {pictures['edge_cases']} edge cases. Errors are relative to a picture's largest logit, measured from the mean of its logits.</p>"
         + _table(columns, rows)
         + (f"<h3>Flips</h3>{listed}" if flips else "")
     )
