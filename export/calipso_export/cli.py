@@ -15,6 +15,7 @@ from calipso_export.classes import read_classes
 from calipso_export.config import OPSETS, ExportConfig, Gates
 from calipso_export.config_file import read_config
 from calipso_export.progress import Progress as Report
+from calipso_export.report import made_anew
 from calipso_export.templates import TEMPLATE_NAMES
 from calipso_runtime.errors import CalipsoError, CalipsoWarning, ParityError, UsageError
 
@@ -218,6 +219,8 @@ def _print_parity(console: Console, parity: "Parity") -> None:
         style="dim",
     )
     console.print(table)
+    for line in made_anew(document):
+        console.print(line)
     flips = [flip for measured in document["by_batch"].values() for flip in measured["flips"]]
     for flip in flips[:_MOST_FLIPS_SHOWN]:
         console.print(f"flip{' (a tie)' if flip['tie'] else ''}: {flip['picture']}, margin {flip['margin']:.2e}")

@@ -86,10 +86,21 @@ def _parity(parity: dict[str, Any]) -> str:
     listed = _table(("picture", "eager", "shipped", "margin", "tie"), [tuple(flip.values()) for flip in flips])
     return (
         f"<p>{escape(parity['shipped'])}, against {escape(parity['eager'])}. Pictures: {escape(pictures['source'])} "
-        f"({pictures['count']}) and {pictures['edge_cases']} edge cases. Errors are relative to a picture's largest logit, measured from the mean of its logits.</p>"
+        f"({pictures['count']}) and {pictures['edge_cases']} edge cases. Errors are relative to a picture's largest "
+        "logit, measured from the mean of its logits.</p>"
         + _table(columns, rows)
+        + "".join(f"<p>{escape(line)}</p>" for line in made_anew(parity))
         + (f"<h3>Flips</h3>{listed}" if flips else "")
     )
+
+
+def made_anew(parity: dict[str, Any]) -> list[str]:
+    """One line about each thing that both sides share, and how well a sample of it could be made again."""
+    return [
+        f"{what} made anew with open_clip's own forward: {check['checked']} of {check['of']}, "
+        f"lowest cosine {check['min_cosine']:.7f}"
+        for what, check in parity["made_anew"].items()
+    ]
 
 
 def _accuracy(accuracy: dict[str, Any] | None) -> str:
