@@ -54,6 +54,8 @@ def test_the_command_exports_and_tells_what_it_did(exported: tuple[Path, "subpro
     path, result = exported
 
     assert (result.returncode, result.stderr) == (0, "")
+    assert "text made anew with open_clip's own forward: 3 of 3, lowest cosine 1.0" in result.stdout
+    assert "keys made anew" in result.stdout
     assert "parity: passed" in result.stdout
     assert "alpha 1.5, beta 5.5" in result.stdout
     assert result.stdout.splitlines()[-1] == f"wrote {path}"
