@@ -172,6 +172,28 @@ def test_of_equally_good_settings_the_middle_one_is_taken() -> None:
     assert best["alpha"] in [pytest.approx(float(alpha)) for alpha in search.ALPHAS[1:3]]
 
 
+@pytest.mark.usefixtures("small_grids")
+def test_a_best_value_at_the_end_of_its_grid_is_recorded() -> None:
+    features, _ = sample((4, 4, 4))
+    truth = torch.eye(3)[features.labels]
+    # The right class leads by 1; the first term takes ever more of it away, the second gives none.
+    hindered = dataclasses.replace(features, calip=torch.stack([-truth, torch.zeros_like(truth)], dim=1))
+    # Here nothing is right before the first term is at its largest.
+    helped = dataclasses.replace(features, calip=torch.stack([truth, torch.zeros_like(truth)], dim=1))
+
+    assert search_calip(hindered, 1.4 * truth, None, silent).record["at_edge"] == []
+    choice = search_calip(helped, -1.9 * truth, None, silent)
+    assert (choice.record["at_edge"], choice.record["accuracy_with"]) == (["b2"], 1.0)
+
+
+@pytest.mark.usefixtures("small_grids")
+def test_very_many_classes_are_judged_on_an_even_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, base = sample((10, 10, 10))
+    monkeypatch.setattr(search, "_MOST_ALPHA_SUMS", 6 * base.shape[1] * len(search.BETAS) * len(search.ALPHAS))
+
+    assert search_tip_adapter(features, base, list("abc"), silent).record["photos"] == 6
+
+
 def test_a_class_with_one_photo_is_named() -> None:
     features, base = sample((2, 1, 4, 1))
 
