@@ -13,15 +13,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from calipso_export import ExportConfig, export
+from calipso_export.progress_bars import progress_bars
 from contact_sheet import write_contact_sheet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,7 +101,6 @@ def _export_all(task: Path, out: Path, console: Console) -> list[dict[str, Any]]
     """Export each combination of heads, and return what its verification measured."""
     rows = []
     classes = tuple((task / "classes.txt").read_text(encoding="utf-8").split("\n")[:-1])
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     calip: dict[str, float] = {}
     for title, heads in HEADS.items():
         config = ExportConfig(
@@ -117,8 +115,8 @@ def _export_all(task: Path, out: Path, console: Console) -> list[dict[str, Any]]
             **heads,
             **(calip if heads["cache"] and heads["calip"] else {}),
         )
-        with Progress(*columns, console=console, transient=True) as bars:
-            manifest, parity = export(config, _reporter(bars, title))
+        with progress_bars(console, prefix=f"{title}: ", transient=True) as report:
+            manifest, parity = export(config, report)
         if heads["calip"] and not heads["cache"]:
             calip = manifest.head["calip"]["chosen"]["best"]
         accuracy, worst = parity.document["accuracy"], parity.document["worst"]
@@ -135,17 +133,6 @@ def _export_all(task: Path, out: Path, console: Console) -> list[dict[str, Any]]
             }
         )
     return rows
-
-
-def _reporter(bars: Progress, title: str) -> Callable[[str, int, int], None]:
-    tasks: dict[str, TaskID] = {}
-
-    def report(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = bars.add_task(f"{title}: {what}", total=total)
-        bars.update(tasks[what], completed=done, total=total)
-
-    return report
 
 
 def _parameters(head: Any) -> str:

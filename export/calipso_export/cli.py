@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from calipso_export.classes import read_classes
 from calipso_export.config import OPSETS, ExportConfig, Gates
 from calipso_export.config_file import read_config
-from calipso_export.progress import Progress as Report
+from calipso_export.progress_bars import progress_bars
 from calipso_export.report import made_anew
 from calipso_export.templates import TEMPLATE_NAMES
 from calipso_runtime.errors import CalipsoError, CalipsoWarning, ParityError, UsageError
@@ -63,7 +62,7 @@ def export_command(config_file: Path | None, **flags: Any) -> None:
         from calipso_export.parity import FailedParityError
 
         try:
-            with _progress() as report:
+            with progress_bars(Console(stderr=True)) as report:
                 manifest, parity = export(config, report)
         except FailedParityError as error:
             _print_parity(console, error.parity)
@@ -92,7 +91,7 @@ def verify_command(bundle: Path, as_json: bool, **flags: Any) -> None:  # noqa: 
     with _needs_the_exporter():
         from calipso_export.reverify import reverify
 
-        with _progress() as report:
+        with progress_bars(Console(stderr=True)) as report:
             parity = reverify(bundle, progress=report, **flags)
     if as_json:
         Console(soft_wrap=True).print_json(data=parity.document)
@@ -145,22 +144,6 @@ def _needs_the_exporter() -> Iterator[None]:
     except ModuleNotFoundError as error:
         message = f"this command needs {error.name}, which is not installed: pip install 'calipso[export,ort]'"
         raise CalipsoError(message) from error
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Report]:
-    """Bars on stderr, one per kind of work; nothing where stderr is no terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-
-        yield report
 
 
 def _head_table(manifest: "Manifest") -> Table:

@@ -82,29 +82,27 @@ def encode_photos(
     token_tower = model.tower(model.visual, with_tokens=with_calip).eval()
     augment = augmentation(model)
     weight = (model.scale * text).T.contiguous()
-    versions = {name: importlib.metadata.version(name) for name in _VERSIONED}
+    about = {
+        "recipe": _RECIPE,
+        "weights": model.weights["sha256"],
+        # The same tensors are another model with another activation or number of heads.
+        "architecture": model.architecture,
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+        "preprocess": dataclasses.asdict(model.preprocess),
+    }
     text_sha256 = hashlib.sha256(text.numpy().tobytes()).hexdigest() if with_calip else None
     rows = torch.empty(len(photos), 2 * width + terms * classes)
     for row, photo in zip(rows, track(photos, "encoding photos", progress), strict=True):
-        about = {
-            "recipe": _RECIPE,
-            "weights": model.weights["sha256"],
-            # The same tensors are another model with another activation or number of heads.
-            "architecture": model.architecture,
-            "versions": versions,
-            "preprocess": dataclasses.asdict(model.preprocess),
-            "photo": photo.sha256,
-        }
         if with_keys:
             row[:width] = _kept(
                 store,
-                key_of(**about, epochs=epochs, seed=seed),
+                key_of(**about, photo=photo.sha256, epochs=epochs, seed=seed),
                 width,
                 partial(_key, tower, photo, augment, epochs=epochs, seed=seed),
             )
         row[width:] = _kept(
             store,
-            key_of(**about, text=text_sha256),
+            key_of(**about, photo=photo.sha256, text=text_sha256),
             width + terms * classes,
             partial(_plain, token_tower, photo, model, weight),
         )
