@@ -32,7 +32,7 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Measures what the README states; some 10 minutes on two cores.
+# Measures what the README states.
 bench: $(READY)
 	$(BIN)/python -m benchmarks.full_size --runs 5
 	$(BIN)/python -m benchmarks.full_size --model RN50
