@@ -100,12 +100,10 @@ def _through_text(attention: torch.Tensor, weight: torch.Tensor, scale: float) -
 def reference(
     image: torch.Tensor, tokens: torch.Tensor, text: torch.Tensor, parameters: CalipParameters, *, scale: float
 ) -> torch.Tensor:
-    """The formula as published, image by image: [B,D], [B,P,D], [K,D] -> what is added to [B,K]."""
-    rows = []
-    for f, spatial in zip(image, tokens, strict=True):
-        attention = spatial @ text.T
-        text_seen = (ATTENTION_SCALE * attention).softmax(dim=0).T @ spatial
-        image_seen = (ATTENTION_SCALE * attention).softmax(dim=1) @ text
-        pooled = image_seen.mean(dim=0) + image_seen.max(dim=0).values
-        rows.append(parameters.b2 * scale * (text_seen @ f) + parameters.b3 * scale * (text @ pooled))
-    return torch.stack(rows)
+    """The formula as published: [B,D], [B,P,D], [K,D] -> what is added to [B,K]."""
+    attention = tokens @ text.T
+    text_seen = (ATTENTION_SCALE * attention).softmax(dim=1).transpose(1, 2) @ tokens
+    image_seen = (ATTENTION_SCALE * attention).softmax(dim=2) @ text
+    pooled = image_seen.mean(dim=1) + image_seen.amax(dim=1)
+    through_image = (text_seen @ image.unsqueeze(-1)).squeeze(-1)
+    return scale * (parameters.b2 * through_image + parameters.b3 * (pooled @ text.T))

@@ -34,10 +34,9 @@ class ResNetTower(Tower):
 
     @classmethod
     def reference(cls, visual: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """open_clip's own trunk and pool, and torch's own multi-head attention over all positions."""
+        """open_clip's own trunk, and torch's own multi-head attention, which its pool uses too, over all positions."""
         pool = cast("Any", visual).attnpool
-        features = _feature_map(visual, image)
-        x = _pool_input(pool, features).transpose(0, 1)
+        x = _pool_input(pool, _feature_map(visual, image)).transpose(0, 1)
         pooled, _ = functional.multi_head_attention_forward(
             query=x,
             key=x,
@@ -59,7 +58,8 @@ class ResNetTower(Tower):
             k_proj_weight=pool.k_proj.weight,
             v_proj_weight=pool.v_proj.weight,
         )
-        return pool(features), pooled.transpose(0, 1)[:, 1:]
+        pooled = pooled.transpose(0, 1)
+        return pooled[:, 0], pooled[:, 1:]
 
 
 def _feature_map(visual: nn.Module, image: torch.Tensor) -> torch.Tensor:

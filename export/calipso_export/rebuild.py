@@ -1,0 +1,155 @@
+"""Rebuilds what a bundle was made of: the eager model and its heads, from the manifest and the graph.
+
+The example photos may be gone by then: the cache's keys are read back from the graph and unfolded.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import external_data_helper, numpy_helper
+
+from calipso_export.config import ExportConfig
+from calipso_export.heads.calip import CalipParameters
+from calipso_export.heads.tip_adapter import TipAdapterParameters, unfold
+from calipso_export.models import LoadedModel, load_model
+from calipso_export.progress import Progress
+from calipso_export.reference import HeadTensors
+from calipso_export.templates import Prompts
+from calipso_export.text_weights import text_features
+from calipso_runtime.bundle import MODEL_FILE, Manifest
+from calipso_runtime.errors import ModelError
+
+_TEXT_WEIGHT = "zero_shot.weight"
+_CACHE_PREFIX = "tip_adapter."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rebuilt:
+    """The eager side of a bundle."""
+
+    model: LoadedModel
+    prompts: Prompts
+    heads: HeadTensors
+
+
+def rebuild(
+    bundle: Path,
+    manifest: Manifest,
+    *,
+    checkpoint: Path | None,
+    model: str | None,
+    progress: Progress,
+    encode_text: bool = True,
+) -> Rebuilt:
+    """Load the model that a bundle was made from, and its heads.
+
+    Args:
+        bundle: the bundle, or a bare `.onnx`.
+        manifest: what it says of itself.
+        checkpoint: the weights, needed where the bundle was exported from a file.
+        model: the model's configuration file, needed where the bundle was exported from one.
+        progress: told about long work.
+        encode_text: encode the prompts anew; otherwise the text features are read back from the graph,
+            which is enough to time them, and proves nothing about them.
+
+    Raises:
+        ModelError: the weights given are not those that the bundle was made from.
+        CalipsoError: whatever loading the model raises.
+    """
+    loaded = load_model(_config(manifest, bundle, checkpoint, model))
+    if loaded.weights["sha256"] != manifest.model["weights"]["sha256"]:
+        message = (
+            f"these weights are not those that {bundle} was made from: sha256 {loaded.weights['sha256'][:12]}... "
+            f"instead of {manifest.model['weights']['sha256'][:12]}..."
+        )
+        raise ModelError(message)
+    prompts = _prompts(manifest)
+    path = bundle / MODEL_FILE if bundle.is_dir() else bundle
+    arrays = _initializers(path)
+    if encode_text:
+        text = text_features(loaded, manifest.labels, prompts, progress)
+    else:
+        text = torch.from_numpy(_found(arrays, _TEXT_WEIGHT, path)).T.contiguous() / loaded.scale
+    return Rebuilt(model=loaded, prompts=prompts, heads=_heads(manifest, text, arrays, path))
+
+
+def _config(manifest: Manifest, bundle: Path, checkpoint: Path | None, model: str | None) -> ExportConfig:
+    weights = manifest.model["weights"]
+    source: dict[str, Any] = {}
+    if checkpoint is not None:
+        source["checkpoint"] = checkpoint
+    elif weights["source"] == "pretrained":
+        source["pretrained"] = weights["tag"]
+    elif weights["source"] == "random":
+        source["random_init"] = weights["seed"]
+    else:
+        message = f"{bundle} was made from the checkpoint {weights['file']}: give it with --checkpoint FILE"
+        raise ModelError(message)
+    config_file = manifest.model["config"]
+    if config_file is not None and model is None:
+        message = f"{bundle} was made from the model configuration {config_file}: give it with --model FILE.json"
+        raise ModelError(message)
+    preprocess = manifest.as_json()["preprocess"]
+    return ExportConfig(
+        model=model or manifest.model["name"],
+        classes=manifest.labels,
+        output=bundle,
+        preprocess={name: value for name, value in preprocess.items() if name != "size"},
+        **source,
+    )
+
+
+def _prompts(manifest: Manifest) -> Prompts:
+    document = manifest.prompts
+    per_class = document["per_class"]
+    return Prompts(
+        source=document["source"],
+        templates=tuple(document["templates"]),
+        per_class=None if per_class is None else {name: tuple(own) for name, own in per_class.items()},
+    )
+
+
+def _heads(
+    manifest: Manifest, text: torch.Tensor, arrays: dict[str, npt.NDArray[np.float32]], path: Path
+) -> HeadTensors:
+    calip, cache = manifest.head["calip"], manifest.head["tip_adapter"]
+    keys, labels, tip_adapter = None, None, None
+    if cache["used"]:
+        tip_adapter = TipAdapterParameters(alpha=cache["alpha"], beta=cache["beta"])
+        layout, order = manifest.graph["cache_layout"], manifest.graph["cache_order"]
+        blocks = [
+            torch.from_numpy(_found(arrays, f"{_CACHE_PREFIX}blocks.{index}.keys", path))
+            for index in range(len(layout))
+        ]
+        keys, labels = unfold(blocks, layout, None if order is None else torch.tensor(order), beta=cache["beta"])
+    return HeadTensors(
+        text=text,
+        keys=keys,
+        labels=labels,
+        calip=CalipParameters(b2=calip["b2"], b3=calip["b3"]) if calip["used"] else None,
+        tip_adapter=tip_adapter,
+    )
+
+
+def _initializers(path: Path) -> dict[str, npt.NDArray[np.float32]]:
+    """Those of the heads that are read back, by name."""
+    model = onnx.load(path, load_external_data=False)
+    arrays = {}
+    for tensor in model.graph.initializer:
+        if tensor.name == _TEXT_WEIGHT or tensor.name.startswith(_CACHE_PREFIX):
+            if external_data_helper.uses_external_data(tensor):
+                external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+            arrays[tensor.name] = numpy_helper.to_array(tensor).copy()
+    return arrays
+
+
+def _found(arrays: dict[str, npt.NDArray[np.float32]], name: str, path: Path) -> npt.NDArray[np.float32]:
+    if name not in arrays:
+        message = f"{path} holds no {name!r}, though its manifest promises it"
+        raise ModelError(message)
+    return arrays[name]
