@@ -66,7 +66,7 @@ class FailedParityError(ParityError):
 def compare(
     names: list[str],
     eager: Answers,
-    shipped: dict[int, tuple[list[int], Answers]],
+    shipped: dict[str, tuple[list[int], Answers]],
     *,
     truth: list[int | None],
     gates: Gates,
@@ -78,7 +78,8 @@ def compare(
     Args:
         names: of the N pictures.
         eager: the reference answers on all of them.
-        shipped: by batch size: which pictures were asked, and what was answered.
+        shipped: by file and batch size, in words: which pictures were asked, and what was answered. The last
+            one's answers are also counted against the truth.
         truth: class index of each picture, None where it is not known.
         gates: what has to be reached.
         about: added to the document: what was compared with what.
@@ -94,7 +95,7 @@ def compare(
     for batch, (indices, answers) in shipped.items():
         own = eager.of(indices)
         measured = _measure([names[index] for index in indices], own, answers, gates)
-        by_batch[str(batch)] = measured
+        by_batch[batch] = measured
         failures += [f"batch {batch}: {failure}" for failure in _failures(measured, gates)]
     document = {
         **about,
@@ -105,7 +106,7 @@ def compare(
         "by_batch": by_batch,
         "worst": _worst(list(by_batch.values())),
     }
-    last_indices, last_answers = shipped[max(shipped)]
+    last_indices, last_answers = list(shipped.values())[-1]
     accuracy = _accuracy(last_indices, truth, eager.of(last_indices), last_answers)
     if accuracy is not None:
         document["accuracy"] = accuracy

@@ -42,7 +42,7 @@ def reverify(
         ModelError: the weights given are not those that the bundle was made from.
         CalipsoError: whatever loading the bundle or the model raises.
     """
-    with load(bundle, backend=backend) as classifier:
+    with load(bundle, backend=backend, keep_optimised=False) as classifier:
         manifest = classifier.manifest
         pictures = Pictures(pictures=(), source="none: edge cases only")
         if data is not None:
@@ -51,7 +51,7 @@ def reverify(
         rebuilt = rebuild(bundle, manifest, checkpoint=checkpoint, model=model, progress=progress)
         checks = {"text": check_text(rebuilt.model, manifest.labels, rebuilt.prompts, rebuilt.heads.text)}
         eager = EagerClassifier(rebuilt.model, rebuilt.heads, with_tokens="tokens" in classifier.outputs)
-        return verify(classifier, eager, pictures, checks, gates=_gates(bundle), progress=progress)
+        return verify({bundle.name: classifier}, eager, pictures, checks, gates=_gates(bundle), progress=progress)
 
 
 def _gates(bundle: Path) -> Gates:

@@ -3,6 +3,7 @@
 A bundle is a directory:
 
     model.onnx      the graph; weights beyond 2 GB lie beside it in model.onnx.data
+    model.ort.onnx  the same for ONNX Runtime on a CPU, over the same weights
     manifest.json   everything a reader needs to know about the graph, and the sha256 of every file
     parity.json     what was compared with eager PyTorch, and how far it was off
     report.html     the same for people
@@ -21,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from calipso_runtime.errors import BundleCorruptError, BundleNotFoundError, BundleSchemaError
+from calipso_runtime.hashes import remembered_sha256_of, sha256_of
 
 SCHEMA_VERSION = 1
 MODEL_FILE = "model.onnx"
+ORT_MODEL_FILE = "model.ort.onnx"
 EXTERNAL_DATA_FILE = "model.onnx.data"
 MANIFEST_FILE = "manifest.json"
 PARITY_FILE = "parity.json"
@@ -33,10 +36,11 @@ SEARCH_FILE = "search.json"
 METADATA_MANIFEST = "calipso.manifest"
 METADATA_DIGEST = "calipso.sha256"
 METADATA_DATA_DIGEST = "calipso.data-sha256"
+# Of a graph made for one engine: how many pictures it runs at once fastest; more are given to it in parts.
+METADATA_RUN_BATCH = "calipso.run-batch"
 # The digest of a file cannot contain itself: it is taken with this in its place.
 DIGEST_PLACEHOLDER = b"sha256:" + b"0" * 64
 
-_CHUNK_BYTES = 1 << 20
 _RESIZE_MODES = ("shortest", "longest", "squash")
 _INTERPOLATIONS = ("bicubic", "bilinear")
 _TABLES = ("model", "prompts", "head", "graph", "tools", "files")
@@ -172,11 +176,15 @@ class Bundle:
         path: what was opened: the directory, or a bare `.onnx`.
         model_path: the graph.
         manifest: what it says, or None for a bare `.onnx`, whose own metadata says it.
+        digest: sha256 that stands for all graphs of the bundle.
+        ort_model_path: the graph for ONNX Runtime on a CPU, or None where there is none.
     """
 
     path: Path
     model_path: Path
     manifest: Manifest | None
+    digest: str
+    ort_model_path: Path | None = None
 
 
 def canonical(document: Json) -> str:
@@ -184,18 +192,15 @@ def canonical(document: Json) -> str:
     return json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file, read in chunks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def file_entry(path: Path) -> dict[str, Any]:
     """A file's line in the manifest: its sha256 and its size in bytes."""
     return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+
+
+def weights_file(path: Path) -> Path:
+    """Where a graph keeps weights that are not in itself: beside it, or in the graph that it is a variant of."""
+    data = path.with_name(EXTERNAL_DATA_FILE)
+    return path.with_name(MODEL_FILE) if path.name == ORT_MODEL_FILE and not data.exists() else data
 
 
 def seal_model(path: Path) -> str:
@@ -208,17 +213,20 @@ def seal_model(path: Path) -> str:
     Returns:
         The hex digest of the file as it was with its own placeholder.
     """
-    data = path.with_name(EXTERNAL_DATA_FILE)
+    data = weights_file(path)
     with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as content:
-        if data.exists():
+        if data.exists() and _digest_position(content, METADATA_DATA_DIGEST) is not None:
             _write_digest(content, METADATA_DATA_DIGEST, sha256_of(data), path)
         digest = hashlib.sha256(content).hexdigest()
         _write_digest(content, METADATA_DIGEST, digest, path)
     return digest
 
 
-def check_seal(path: Path) -> None:
+def check_seal(path: Path) -> str:
     """Check a bare graph, and the external data beside it, against the digests in its own metadata.
+
+    Returns:
+        The graph's hex digest, which covers that of its data.
 
     Raises:
         BundleCorruptError: it is empty, truncated, edited, or was not written by Calipso.
@@ -235,26 +243,29 @@ def check_seal(path: Path) -> None:
             )
             raise BundleCorruptError(message)
         end = at + len(DIGEST_PLACEHOLDER)
-        digest = hashlib.sha256(memoryview(content)[:at])
-        digest.update(DIGEST_PLACEHOLDER)
-        digest.update(memoryview(content)[end:])
-        if content[at:end] != b"sha256:" + digest.hexdigest().encode():
+        digesting = hashlib.sha256(memoryview(content)[:at])
+        digesting.update(DIGEST_PLACEHOLDER)
+        digesting.update(memoryview(content)[end:])
+        digest = digesting.hexdigest()
+        if content[at:end] != b"sha256:" + digest.encode():
             message = f"{path} was changed after its export: its content does not match its own digest. Export it again"
             raise BundleCorruptError(message)
         data_at = _digest_position(content, METADATA_DATA_DIGEST)
         promised = None if data_at is None else content[data_at : data_at + len(DIGEST_PLACEHOLDER)]
     if promised is not None:
-        data = path.with_name(EXTERNAL_DATA_FILE)
+        data = weights_file(path)
         if not data.is_file() or promised != b"sha256:" + sha256_of(data).encode():
             message = f"{data} is missing, truncated or edited: {path.name} keeps its weights there. Copy it again"
             raise BundleCorruptError(message)
+    return digest
 
 
-def open_bundle(path: str | Path) -> Bundle:
+def open_bundle(path: str | Path, *, remember: bool = False) -> Bundle:
     """Find a bundle, and check every hash before anything of it is used.
 
     Args:
         path: a bundle's directory, or a bare `.onnx` that Calipso exported.
+        remember: trust the hash of a large file that has not changed since it was hashed, on this machine.
 
     Raises:
         BundleNotFoundError: there is nothing there, or it is not a bundle.
@@ -266,8 +277,7 @@ def open_bundle(path: str | Path) -> Bundle:
         message = f"{path} does not exist: expected a bundle (a directory) or a .onnx file"
         raise BundleNotFoundError(message)
     if path.is_file():
-        check_seal(path)
-        return Bundle(path=path, model_path=path, manifest=None)
+        return Bundle(path=path, model_path=path, manifest=None, digest=check_seal(path))
     if not (path / MANIFEST_FILE).is_file():
         message = f"{path} is not a Calipso bundle: it has no {MANIFEST_FILE}"
         raise BundleNotFoundError(message)
@@ -279,8 +289,16 @@ def open_bundle(path: str | Path) -> Bundle:
         if Path(name).name != name or not isinstance(entry, dict):
             message = f"{path / MANIFEST_FILE} lists {name!r}, which is no file of the bundle itself"
             raise BundleCorruptError(message)
-        _check_file(path / name, entry)
-    return Bundle(path=path, model_path=path / MODEL_FILE, manifest=manifest)
+        _check_file(path / name, entry, remember=remember)
+    ort_model_path = path / ORT_MODEL_FILE if ORT_MODEL_FILE in manifest.files else None
+    graphs = "".join(str(manifest.files[name]["sha256"]) for name in sorted(manifest.files) if ".onnx" in name)
+    return Bundle(
+        path=path,
+        model_path=path / MODEL_FILE,
+        manifest=manifest,
+        digest=hashlib.sha256(graphs.encode()).hexdigest(),
+        ort_model_path=ort_model_path,
+    )
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -340,7 +358,7 @@ def _digest_position(content: mmap.mmap, key: str) -> int | None:
     return None if at < 0 or at + len(DIGEST_PLACEHOLDER) > len(content) else at
 
 
-def _check_file(path: Path, entry: Json) -> None:
+def _check_file(path: Path, entry: Json, *, remember: bool) -> None:
     if not path.is_file():
         message = f"{path} is missing: the manifest lists it. Copy or export the bundle again"
         raise BundleCorruptError(message)
@@ -348,6 +366,6 @@ def _check_file(path: Path, entry: Json) -> None:
     if size != entry.get("bytes"):
         message = f"{path} has {size} bytes, the manifest says {entry.get('bytes')}: it is truncated or was edited"
         raise BundleCorruptError(message)
-    if sha256_of(path) != entry.get("sha256"):
+    if (remembered_sha256_of if remember else sha256_of)(path) != entry.get("sha256"):
         message = f"{path} was changed after its export: its sha256 is not the manifest's. Export the bundle again"
         raise BundleCorruptError(message)

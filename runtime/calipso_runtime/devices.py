@@ -11,6 +11,7 @@ from pathlib import Path
 _DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _NAME_BYTES = 256
 _CPU_INFO = Path("/proc/cpuinfo")
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,30 @@ def cpu_name() -> str:
             if key.strip() == "model name":
                 return value.strip()
     return platform.processor() or platform.machine()
+
+
+def cpu_flags() -> str:
+    """What instructions the CPU has, as the system lists them; empty where it does not."""
+    if _CPU_INFO.is_file():
+        for line in _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features"):
+                return value.strip()
+    return ""
+
+
+def has_x86_vectors() -> bool:
+    """Whether this is an x86-64 CPU, whose blocked convolutions ONNX Runtime is tuned for."""
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def cpu_quota() -> int | None:
+    """CPUs' worth of time that a container may use, rounded up; None without a limit (cgroup v2, `cpu.max`)."""
+    try:
+        quota, period = _CPU_MAX.read_text(encoding="ascii").split()
+        return None if quota == "max" else max(1, -(-int(quota) // int(period)))
+    except (OSError, ValueError):
+        return None
 
 
 def cpu_count() -> int:

@@ -11,7 +11,8 @@ from export_samples import answer_or_refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from calipso_export.fewshot.store import FeatureStore, default_folder, key_of
+from calipso_export.fewshot.store import FeatureStore, key_of
+from calipso_runtime.caching import cache_folder
 from calipso_runtime.errors import UsageError
 
 EXAMPLES = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -49,10 +50,10 @@ def test_a_key_depends_on_every_part() -> None:
 
 def test_the_default_folder_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALIPSO_CACHE", "/elsewhere")
-    assert default_folder() == Path("/elsewhere")
+    assert cache_folder() == Path("/elsewhere")
     monkeypatch.delenv("CALIPSO_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert default_folder() == Path("/xdg/calipso")
+    assert cache_folder() == Path("/xdg/calipso")
 
 
 @pytest.mark.parametrize("content", [b"no database at all" * 100, b"SQLite format 3\0" + b"x" * 200])

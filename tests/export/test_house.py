@@ -34,11 +34,19 @@ def test_imports_point_one_way() -> None:
     assert "0 broken" in result.stdout
 
 
-def test_the_wheel_holds_both_packages_typed_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_all_packages_typed_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
 
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"calipso_export", "calipso_runtime"}
-    for package, root in (("calipso_export", "export"), ("calipso_runtime", "runtime")):
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {
+        "calipso_bench",
+        "calipso_export",
+        "calipso_runtime",
+    }
+    for package, root in (
+        ("calipso_bench", "bench"),
+        ("calipso_export", "export"),
+        ("calipso_runtime", "runtime"),
+    ):
         assert f"{package}/py.typed" in names
         sources = {str(path.relative_to(REPOSITORY / root)) for path in (REPOSITORY / root).rglob("*.py")}
         assert sources == {name for name in names if name.startswith(f"{package}/") and name.endswith(".py")}

@@ -25,7 +25,7 @@ def parity(
     return compare(
         NAMES,
         Answers(outputs={"logits": eager, **{name: pair[0] for name, pair in others.items()}}),
-        {1: ([0, 1, 2, 3], Answers(outputs={"logits": shipped, **{name: pair[1] for name, pair in others.items()}}))},
+        {"1": ([0, 1, 2, 3], Answers(outputs={"logits": shipped, **{name: pair[1] for name, pair in others.items()}}))},
         truth=truth or [None] * 4,
         gates=gates or Gates(),
         about={"shipped": "the file"},
@@ -151,7 +151,7 @@ def test_a_single_failing_batch_size_fails_all() -> None:
     found = compare(
         NAMES,
         answers,
-        {1: ([0, 1, 2, 3], answers), 7: ([2, 3], wrong)},
+        {"1": ([0, 1, 2, 3], answers), "7": ([2, 3], wrong)},
         truth=[None] * 4,
         gates=Gates(),
         about={},

@@ -28,15 +28,20 @@ STAGES = (
     "searching alpha and beta",
     "searching b2 and b3",
     "tracing the graph",
+    "optimising the graph",
+    "writing the graphs",
     "checking the graph",
     "checking text and keys",
-    "asking the file, batch 1",
-    "asking the file, batch 2",
-    "asking the file, batch 7",
+    "asking model.onnx, batch 1",
+    "asking model.onnx, batch 2",
+    "asking model.onnx, batch 7",
+    "asking model.ort.onnx, batch 1",
+    "asking model.ort.onnx, batch 2",
+    "asking model.ort.onnx, batch 7",
     "asking eager PyTorch",
     "writing the bundle",
 )
-FINISHED = ("encoding photos", "tracing the graph", "asking eager PyTorch", "writing the bundle")
+FINISHED = ("encoding photos", "tracing the graph", "writing the graphs", "asking eager PyTorch", "writing the bundle")
 
 
 class Writes:

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 import calipso_runtime
 from calipso_export import export
 from calipso_export.models import LoadedModel
-from calipso_export.steps import trace
+from calipso_export.steps import trace, write
 from calipso_runtime.bundle import METADATA_DIGEST, METADATA_MANIFEST, MODEL_FILE, read_manifest
 from calipso_runtime.errors import BundleCorruptError
 
@@ -126,7 +126,7 @@ def test_the_manifest_says_what_was_exported(bundle: Path, vit: LoadedModel) -> 
     assert manifest.head["tip_adapter"]["shots"] == {"least": 3, "most": 3}
     assert manifest.graph["cache_layout"] == [[3, 3]]
     assert manifest.graph["outputs"]["tokens"] == {"dtype": "float32", "shape": ["batch", 16, 32]}
-    assert set(manifest.files) == {"model.onnx", "parity.json", "report.html"}
+    assert set(manifest.files) == {"model.onnx", "model.ort.onnx", "parity.json", "report.html"}
     assert manifest.parity == "passed"
 
 
@@ -163,7 +163,7 @@ def test_a_head_that_is_switched_off_is_not_in_the_graph(make_config: MakeConfig
 def test_weights_too_large_for_one_file_lie_beside_it(
     make_config: MakeConfig, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trace, "MAX_EMBEDDED_BYTES", 10_000)
+    monkeypatch.setattr(write, "MAX_EMBEDDED_BYTES", 10_000)
     config = make_config()
 
     manifest, parity = export(config)
@@ -180,7 +180,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(
 def test_a_changed_byte_in_the_weights_beside_is_found(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trace, "MAX_EMBEDDED_BYTES", 10_000)
+    monkeypatch.setattr(write, "MAX_EMBEDDED_BYTES", 10_000)
     config = make_config()
     export(config)
     data = config.output / "model.onnx.data"

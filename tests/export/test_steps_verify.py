@@ -16,6 +16,7 @@ from calipso_export import Gates, export
 from calipso_export.progress import silent
 from calipso_export.reverify import reverify
 from calipso_export.steps import trace as trace_step
+from calipso_export.steps import write
 from calipso_export.steps.verify import BATCH_SIZES, edge_cases
 from calipso_runtime.bundle import MODEL_FILE
 from calipso_runtime.errors import BackendUnavailableError, CalipsoWarning, ModelError, ParityError, UsageError
@@ -111,7 +112,9 @@ def test_a_gate_of_the_configuration_counts(make_config: MakeConfig) -> None:
 def test_every_batch_size_and_edge_case_was_asked(bundle: Path) -> None:
     document = json.loads((bundle / "parity.json").read_text())
 
-    assert list(document["by_batch"]) == [str(batch) for batch in BATCH_SIZES]
+    assert list(document["by_batch"]) == [
+        f"{name}, {batch}" for name in ("model.onnx", "model.ort.onnx") for batch in BATCH_SIZES
+    ]
     assert document["pictures"] == {"source": "the shots", "count": 9, "edge_cases": len(edge_cases())}
     assert {measured["pictures"] for measured in document["by_batch"].values()} == {9 + len(edge_cases())}
     assert document["worst"]["relative_logit_error"] < 5e-5
@@ -147,7 +150,7 @@ def test_a_bundle_and_its_bare_graph_verify_again(bundle: Path, tiny_vit: Path, 
 def test_a_bundle_with_its_weights_beside_verifies_again(
     make_config: MakeConfig, tiny_vit: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trace_step, "MAX_EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr(write, "MAX_EMBEDDED_BYTES", 1000)
     config = make_config()
     export(config)
 

@@ -166,3 +166,29 @@ def test_a_timm_tower_is_refused_with_the_families_that_there_are(tmp_path: Path
 def test_any_other_vision_module_is_refused() -> None:
     with pytest.raises(ModelError, match="Linear cannot be exported"):
         tower_class(torch.nn.Linear(2, 2))
+
+
+def test_without_tokens_the_last_block_of_a_vit_asks_for_the_class_token_alone(vit: LoadedModel) -> None:
+    tower = vit.tower(vit.visual, with_tokens=False)
+    widths = []
+    last = tower.visual.transformer.resblocks[-1]
+    hook = last.mlp.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
+
+    pooled, tokens = tower(images(vit))
+    hook.remove()
+
+    assert (widths, tokens) == ([1], None)
+    assert_equal_up_to_rounding(pooled, vit.visual(images(vit)))
+
+
+def test_with_tokens_the_last_block_of_a_vit_works_on_all(vit: LoadedModel) -> None:
+    tower = vit.tower(vit.visual, with_tokens=True)
+    widths = []
+    hook = tower.visual.transformer.resblocks[-1].mlp.register_forward_pre_hook(
+        lambda _, inputs: widths.append(inputs[0].shape[1])
+    )
+
+    tower(images(vit))
+    hook.remove()
+
+    assert widths == [tower.rows] == [17]

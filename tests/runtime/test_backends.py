@@ -11,8 +11,15 @@ from runtime_samples import LABELS, reference_logits
 import calipso_runtime
 from calipso_runtime import backends, devices
 from calipso_runtime.backends import ort
+from calipso_runtime.bundle import Bundle
 from calipso_runtime.devices import CudaDriver
 from calipso_runtime.errors import BackendError, BackendUnavailableError, BundleCorruptError, UsageError
+
+
+def bare(path: Path) -> Bundle:
+    """A graph without a bundle around it, unchecked."""
+    return Bundle(path=path, model_path=path, manifest=None, digest="unchecked")
+
 
 GPU = CudaDriver(version="12.8", devices=("a GPU",))
 
@@ -43,13 +50,13 @@ def pretend_gpu_build(monkeypatch: pytest.MonkeyPatch, *, falls_back: bool, driv
 
 
 def test_every_backend_in_the_table_can_be_chosen() -> None:
-    assert [backends.choose(name).candidates for name in backends.BACKENDS] == [("ort",), ("ort-cuda",)]
-    assert backends.choose("auto").candidates == ("ort-cuda", "ort")
+    assert [backends.choose(name).candidates for name in backends.BACKENDS] == [("ort",), ("ort-cuda",), ("openvino",)]
+    assert backends.choose("auto").candidates == ("ort-cuda", "ort", "openvino")
     assert backends.choose("ort").reason == "ort was asked for"
 
 
 def test_an_unknown_backend_is_refused_with_the_names_there_are(tiny: Path) -> None:
-    with pytest.raises(UsageError, match="'tensorflow' is unknown: expected auto, ort, ort-cuda"):
+    with pytest.raises(UsageError, match="'tensorflow' is unknown: expected auto, ort, ort-cuda, openvino"):
         calipso_runtime.load(tiny, backend="tensorflow")
 
 
@@ -82,7 +89,10 @@ def test_auto_says_why_it_is_the_cpu(tiny: Path, monkeypatch: pytest.MonkeyPatch
     classifier = calipso_runtime.load(tiny)
 
     assert (classifier.backend, classifier.provider) == ("ort", "CPUExecutionProvider")
-    assert "ort runs on CPUExecutionProvider; ort-cuda is not available: onnxruntime" in classifier.backend_reason
+    assert (
+        "ort runs model.onnx on CPUExecutionProvider; ort-cuda is not available: onnxruntime"
+        in classifier.backend_reason
+    )
 
 
 def test_cuda_that_fell_back_is_refused_when_asked_for(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +142,8 @@ def test_cuda_is_not_even_tried_without_a_driver(tiny: Path, monkeypatch: pytest
 def test_no_backend_at_all_tells_the_reason_of_each(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort, "why_unavailable", lambda provider: f"{provider} is broken")
 
+    monkeypatch.setattr(backends, "AUTO_ORDER", ("ort-cuda", "ort"))
+
     with pytest.raises(BackendUnavailableError, match=r"ort-cuda is not available: .*; ort is not available: "):
         calipso_runtime.load(tiny)
 
@@ -143,11 +155,11 @@ def test_a_truncated_graph_is_corrupt_even_if_no_hash_told(tiny: Path, tmp_path:
     path.write_bytes(content[: int(share * len(content))])
 
     with pytest.raises(BundleCorruptError, match=r"cut\.onnx is not a graph"):
-        ort.OrtCpuBackend(path)
+        ort.OrtCpuBackend(bare(path))
 
 
 def test_a_failing_run_is_a_backend_error(tiny: Path) -> None:
-    backend = ort.OrtCpuBackend(tiny / "model.onnx")
+    backend = ort.OrtCpuBackend(bare(tiny / "model.onnx"))
 
     with pytest.raises(BackendError, match=r"ort failed on a batch of shape \[1, 3, 8, 8\]") as caught:
         backend.run(np.zeros((1, 3, 8, 8), np.float32), ["logits"])
@@ -163,7 +175,7 @@ def test_a_closed_backend_says_so_and_closes_twice(tiny: Path) -> None:
 
 
 def test_a_backend_tells_its_graph(tiny: Path) -> None:
-    backend = ort.OrtCpuBackend(tiny / "model.onnx")
+    backend = ort.OrtCpuBackend(bare(tiny / "model.onnx"))
 
     assert [(info.name, info.shape, info.dtype) for info in (*backend.inputs, *backend.outputs)] == [
         ("image", (None, 3, 16, 16), "float32"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from runtime_samples import CONFIG, MakeBundle, tiny_manifest, write_model
 
 import calipso_runtime
-from calipso_runtime import bundle
+from calipso_runtime import bundle, hashes
 from calipso_runtime.bundle import Manifest, Preprocess
 from calipso_runtime.errors import BundleCorruptError, BundleError, BundleNotFoundError, BundleSchemaError
 
@@ -248,7 +248,7 @@ def test_an_unreadable_file_is_a_bundle_error(tiny: Path, monkeypatch: pytest.Mo
     def refuse(_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(bundle, "sha256_of", refuse)
+    monkeypatch.setattr(hashes, "sha256_of", refuse)
 
     with pytest.raises(BundleError, match="cannot be read: Permission denied"):
         calipso_runtime.load(tiny)

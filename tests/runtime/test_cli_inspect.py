@@ -126,7 +126,7 @@ def test_doctor_names_the_devices(output: Output, monkeypatch: pytest.MonkeyPatc
 def test_doctor_says_which_extra_brings_what_is_missing() -> None:
     code = """
 import sys
-for name in ("onnxruntime", "tensorrt"): sys.modules[name] = None
+for name in ("onnxruntime", "openvino", "tensorrt"): sys.modules[name] = None
 import importlib.util, importlib.metadata
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-FOREIGN = ("torch", "torchvision", "open_clip", "onnx", "onnxruntime", "tensorrt", "PIL", "click", "rich")
+FOREIGN = ("torch", "torchvision", "open_clip", "onnx", "onnxruntime", "openvino", "tensorrt", "PIL", "click", "rich")
 BUDGET_S = 0.100
 RUNS = 7
 
@@ -83,7 +83,7 @@ def test_without_click_or_rich_the_command_names_the_extra(missing: str) -> None
 def test_without_onnxruntime_the_extra_is_named(tiny) -> None:
     code = f"""
 import sys
-sys.modules["onnxruntime"] = None
+for name in ("onnxruntime", "openvino"): sys.modules[name] = None
 import calipso_runtime
 try:
     calipso_runtime.load({str(tiny)!r})

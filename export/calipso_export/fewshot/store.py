@@ -6,7 +6,6 @@ share one file. An entry's key is a hash of everything that its value depends on
 
 import contextlib
 import hashlib
-import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +20,6 @@ from calipso_runtime.errors import UsageError
 
 _FILE = "features.sqlite"
 _WAIT_S = 60.0
-
-
-def default_folder() -> Path:
-    """`$CALIPSO_CACHE`, else `calipso` in the user's cache folder."""
-    if own := os.environ.get("CALIPSO_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calipso"
 
 
 def key_of(**parts: Any) -> str:

@@ -81,8 +81,8 @@ def terms(
 
 
 def _attention(tokens: torch.Tensor, weight: torch.Tensor, scale: float) -> torch.Tensor:
-    """2A, [B,P,K]."""
-    return tokens @ (weight * (ATTENTION_SCALE / scale))
+    """2A, [B,P,K]. The factor goes to the tokens, so that the weights stand in the graph once."""
+    return (tokens * (ATTENTION_SCALE / scale)) @ weight
 
 
 def _through_image(attention: torch.Tensor, image: torch.Tensor, tokens: torch.Tensor, scale: float) -> torch.Tensor:

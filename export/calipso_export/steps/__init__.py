@@ -5,11 +5,13 @@ from calipso_export.steps.bundle import WriteBundle
 from calipso_export.steps.gather import Gather
 from calipso_export.steps.lint import Lint
 from calipso_export.steps.load import Load
+from calipso_export.steps.optimise import Optimise
 from calipso_export.steps.prompt import EncodePrompts
 from calipso_export.steps.shots import EncodeShots
 from calipso_export.steps.trace import Trace
 from calipso_export.steps.tune import Tune
 from calipso_export.steps.verify import Verify
+from calipso_export.steps.write import WriteGraphs
 
 STEPS: tuple[Step, ...] = (
     Load(),
@@ -18,6 +20,8 @@ STEPS: tuple[Step, ...] = (
     EncodeShots(),
     Tune(),
     Trace(),
+    Optimise(),
+    WriteGraphs(),
     Lint(),
     Verify(),
     WriteBundle(),

@@ -10,8 +10,8 @@ from calipso_export.parity import FailedParityError, Parity
 from calipso_export.progress import Progress
 from calipso_export.report import report_html
 from calipso_export.step import Made, WorkFolder
-from calipso_export.steps.trace import Graph
 from calipso_export.steps.tune import HeadRecord
+from calipso_export.steps.write import Graph
 from calipso_runtime.bundle import (
     MANIFEST_FILE,
     PARITY_FILE,

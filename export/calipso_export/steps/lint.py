@@ -9,7 +9,7 @@ from onnx import checker
 from calipso_export.config import ExportConfig
 from calipso_export.progress import Progress
 from calipso_export.step import Made
-from calipso_export.steps.trace import Graph
+from calipso_export.steps.write import Graph
 from calipso_runtime.errors import ModelError
 
 # Standard from opset 23, but rejected or unfused by most engines that are in the field.

@@ -9,13 +9,14 @@ from torch.nn import functional
 
 from calipso_export.config import ExportConfig
 from calipso_export.fewshot.encode import PhotoFeatures, encode_photos
-from calipso_export.fewshot.store import FeatureStore, default_folder
+from calipso_export.fewshot.store import FeatureStore
 from calipso_export.files import PARSING_ERRORS
 from calipso_export.models import LoadedModel
 from calipso_export.photos import Photos
 from calipso_export.progress import Progress
 from calipso_export.step import Made
 from calipso_export.steps.prompt import TextFeatures
+from calipso_runtime.caching import cache_folder
 from calipso_runtime.errors import ShotsError
 
 
@@ -32,7 +33,7 @@ class EncodeShots:
         if not photos or not config.needs_shots:
             made.add(_ready_keys(config, text) if config.cache_file and config.cache else _no_features(text))
             return
-        with FeatureStore(config.feature_cache or default_folder()) as store:
+        with FeatureStore(config.feature_cache or cache_folder()) as store:
             features = encode_photos(
                 made[LoadedModel],
                 photos,

@@ -1,15 +1,11 @@
-"""Trace: the model and its heads -> one portable ONNX file, the same bytes for the same inputs."""
+"""Trace: the model and its heads -> one portable graph, the same for the same inputs."""
 
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import logging
-import platform
 import warnings
-from collections import Counter
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -24,56 +20,40 @@ from calipso_export.heads.zero_shot import ZeroShotHead
 from calipso_export.models import LoadedModel
 from calipso_export.progress import Progress
 from calipso_export.reference import HeadTensors
-from calipso_export.step import Made, WorkFolder
-from calipso_export.steps.tune import HeadRecord
-from calipso_export.templates import Prompts
-from calipso_runtime.bundle import (
-    DIGEST_PLACEHOLDER,
-    EXTERNAL_DATA_FILE,
-    METADATA_DATA_DIGEST,
-    METADATA_DIGEST,
-    METADATA_MANIFEST,
-    MODEL_FILE,
-    Manifest,
-    canonical,
-    seal_model,
-)
+from calipso_export.step import Made
 
-# Protobuf cannot serialise more than 2 GiB in one message; the graph itself needs some of it.
-MAX_EMBEDDED_BYTES = 2**31 - 64 * 2**20
 # A batch of 1 would be baked into the graph as a constant.
 _EXAMPLE_BATCH = 2
-_TOOLS = ("calipso", "torch", "open_clip_torch", "onnx", "onnxscript", "onnx-ir", "numpy", "pillow")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Graph:
-    """The written graph, and the part of the manifest that it carries."""
+class Traced:
+    """The graph as it was traced.
 
-    path: Path
-    manifest: Manifest
+    Attributes:
+        graph: the graph.
+        cache: the one in it, whose layout a reader needs.
+        rows: tokens of one picture, where the tower works on tokens.
+    """
+
+    graph: ir.Model
+    cache: TipAdapterHead | None
+    rows: int | None
 
 
 class Trace:
-    """Export with torch.onnx's dynamo exporter, strip what is not needed to run, embed the manifest."""
+    """Export with torch.onnx's dynamo exporter, and strip what is not needed to run."""
 
-    requires: ClassVar[tuple[type, ...]] = (ExportConfig, WorkFolder, LoadedModel, Prompts, HeadTensors, HeadRecord)
-    ensures: ClassVar[tuple[type, ...]] = (Graph,)
+    requires: ClassVar[tuple[type, ...]] = (ExportConfig, LoadedModel, HeadTensors)
+    ensures: ClassVar[tuple[type, ...]] = (Traced,)
 
     def run(self, made: Made, progress: Progress) -> None:
         """See `Step.run`."""
         config, model = made[ExportConfig], made[LoadedModel]
-        progress("tracing the graph", 0, 2)
+        progress("tracing the graph", 0, 1)
         module = classifier_module(model, made[HeadTensors], config.outputs)
-        graph = trace(module, model, config)
-        progress("tracing the graph", 1, 2)
-        manifest = _manifest(made, {**_describe(graph), **_describe_cache(module.tip_adapter)})
-        graph.metadata_props[METADATA_MANIFEST] = canonical(manifest.core())
-        path = made[WorkFolder].path / MODEL_FILE
-        save(graph, path)
-        seal_model(path)
-        made.add(Graph(path=path, manifest=manifest))
-        progress("tracing the graph", 2, 2)
+        made.add(Traced(graph=trace(module, model, config), cache=module.tip_adapter, rows=module.tower.rows))
+        progress("tracing the graph", 1, 1)
 
 
 def classifier_module(model: LoadedModel, heads: HeadTensors, outputs: tuple[str, ...]) -> ClassifierModule:
@@ -116,8 +96,7 @@ def trace(module: ClassifierModule, model: LoadedModel, config: ExportConfig) ->
         message = "torch.onnx.export returned no program"
         raise RuntimeError(message)
     graph = program.model
-    _share_equal_initializers(graph.graph)
-    passes.RemoveUnusedNodesPass()(graph)
+    tidy(graph)
     # Node metadata holds stack traces: paths of the machine, and other bytes on another one.
     passes.ClearMetadataAndDocStringPass()(graph)
     # That pass leaves the values out.
@@ -127,8 +106,14 @@ def trace(module: ClassifierModule, model: LoadedModel, config: ExportConfig) ->
     graph.metadata_props.clear()
     graph.graph.name = "calipso"
     graph.producer_name = "calipso"
-    graph.producer_version = _version("calipso")
+    graph.producer_version = importlib.metadata.version("calipso")
     return graph
+
+
+def tidy(graph: ir.Model) -> None:
+    """Keep one of each tensor, and drop what nothing reads."""
+    _share_equal_initializers(graph.graph)
+    passes.RemoveUnusedNodesPass()(graph)
 
 
 def _share_equal_initializers(graph: ir.Graph) -> None:
@@ -145,71 +130,3 @@ def _share_equal_initializers(graph: ir.Graph) -> None:
             del graph.initializers[value.name]
         else:
             kept[key] = value
-
-
-def save(graph: ir.Model, path: Path) -> None:
-    """Write one file, ready to be sealed; beyond 2 GB the weights go to one file beside it."""
-    total = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
-    external = EXTERNAL_DATA_FILE if total > MAX_EMBEDDED_BYTES else None
-    if external is not None:
-        graph.metadata_props[METADATA_DATA_DIGEST] = DIGEST_PLACEHOLDER.decode()
-    # Last, so that it is near the end of the file, where a reader looks for it first.
-    graph.metadata_props[METADATA_DIGEST] = DIGEST_PLACEHOLDER.decode()
-    ir.save(graph, path, external_data=external)
-
-
-def _manifest(made: Made, graph: dict[str, Any]) -> Manifest:
-    config, model, heads = made[ExportConfig], made[LoadedModel], made[HeadTensors]
-    return Manifest(
-        labels=config.classes,
-        preprocess=model.preprocess,
-        precision="fp32",
-        model={
-            "name": model.name,
-            "config": Path(config.model).name if config.model.endswith(".json") else None,
-            "family": model.tower.family,
-            "embed_dim": heads.text.shape[1],
-            "logit_scale": model.scale,
-            "logit_bias": model.bias,
-            "quick_gelu": model.quick_gelu,
-            "weights": model.weights,
-        },
-        prompts=made[Prompts].as_json(),
-        head={**made[HeadRecord].document, "seed": config.seed},
-        graph=graph,
-        tools={name: _version(name) for name in _TOOLS} | {"python": platform.python_version()},
-    )
-
-
-def _describe(graph: ir.Model) -> dict[str, Any]:
-    def values(named: Any) -> dict[str, dict[str, Any]]:
-        return {
-            value.name: {
-                "dtype": value.dtype.numpy().name,
-                "shape": [size if isinstance(size, int) else str(size) for size in value.shape],
-            }
-            for value in named
-        }
-
-    operators = Counter(node.op_type for node in graph.graph)
-    return {
-        "opset": graph.opset_imports[""],
-        "inputs": values(graph.graph.inputs),
-        "outputs": values(graph.graph.outputs),
-        "nodes": sum(operators.values()),
-        "operators": json.loads(json.dumps(dict(sorted(operators.items())))),
-    }
-
-
-def _describe_cache(cache: TipAdapterHead | None) -> dict[str, Any]:
-    """What it takes to unfold the keys again. torch's exporter renames the head's own `order`."""
-    layout = [] if cache is None else [list(block) for block in cache.layout]
-    order = None if cache is None or cache.order is None else cache.order.tolist()
-    return {"cache_layout": layout, "cache_order": order}
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

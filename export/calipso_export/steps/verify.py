@@ -1,6 +1,6 @@
-"""Verify: the saved file, through the runtime, against eager PyTorch on real pictures and edge cases."""
+"""Verify: the saved files, through the runtime, against eager PyTorch on real pictures and edge cases."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from calipso_export.progress import Progress, batches, track
 from calipso_export.reference import EagerClassifier, HeadTensors
 from calipso_export.step import Made
 from calipso_export.steps.gather import Picture, Pictures, evenly
-from calipso_export.steps.trace import Graph
+from calipso_export.steps.write import Graph
 from calipso_export.templates import Prompts
 from calipso_runtime import Classifier, load
 
@@ -24,6 +24,8 @@ BATCH_SIZES = (1, 2, 7)
 # Pictures asked at every batch size; beyond, only the largest batch is asked.
 _MOST_AT_EVERY_BATCH = 48
 _EDGE_SEED = 0
+# Where an export is verified: the engine that comes with the exporter. `calipso verify --backend` asks others.
+_BACKEND = "ort"
 
 
 class Verify:
@@ -41,14 +43,19 @@ class Verify:
             checks["keys"] = check_keys(model, photos.photos, heads.keys, epochs=config.epochs, seed=config.seed)
         progress("checking text and keys", 1, 1)
         eager = EagerClassifier(model, heads, with_tokens="tokens" in config.outputs)
-        with load(made[Graph].path) as classifier:
-            parity = verify(classifier, eager, made[Pictures], checks, gates=config.gates, progress=progress)
+        graph = made[Graph]
+        with (
+            load(graph.path, backend=_BACKEND, keep_optimised=False) as portable,
+            load(graph.ort_path, backend=_BACKEND, keep_optimised=False) as ort,
+        ):
+            files = {graph.path.name: portable, graph.ort_path.name: ort}
+            parity = verify(files, eager, made[Pictures], checks, gates=config.gates, progress=progress)
         parity.document["skipped_photos"] = list(photos.skipped)
         made.add(parity)
 
 
 def verify(
-    classifier: Classifier,
+    files: Mapping[str, Classifier],
     eager: EagerClassifier,
     pictures: Pictures,
     checks: dict[str, dict[str, Any]],
@@ -56,10 +63,10 @@ def verify(
     gates: Gates,
     progress: Progress,
 ) -> Parity:
-    """Compare a loaded bundle with its eager reference.
+    """Compare loaded graphs with their eager reference.
 
     Args:
-        classifier: the saved file, loaded by the runtime; it prepares the pictures itself.
+        files: the saved graphs by name, loaded by the runtime; it prepares the pictures itself.
         eager: the reference; it prepares them with open_clip's own transform.
         pictures: what to compare on; edge cases are added.
         checks: of what both sides share, out of `head_checks`.
@@ -69,13 +76,16 @@ def verify(
     everything = [*pictures.pictures, *edge_cases()]
     given = len(pictures.pictures)
     shipped = {}
-    for batch in BATCH_SIZES:
-        indices = _indices(given, len(everything), every=batch == max(BATCH_SIZES))
-        chosen = [everything[index] for index in indices]
-        shipped[batch] = (indices, _ask_shipped(classifier, chosen, batch, progress))
+    for name, classifier in files.items():
+        for batch in BATCH_SIZES:
+            indices = _indices(given, len(everything), every=batch == max(BATCH_SIZES))
+            chosen = [everything[index] for index in indices]
+            label = str(batch) if len(files) == 1 else f"{name}, {batch}"
+            shipped[label] = (indices, _ask_shipped(classifier, chosen, name, batch, progress))
     answers = _ask_eager(eager, everything, progress)
+    engine = next(iter(files.values()))
     about = {
-        "shipped": f"model.onnx through calipso_runtime, {classifier.backend} on {classifier.provider}",
+        "shipped": f"{' and '.join(files)} through calipso_runtime, {engine.backend} on {engine.provider}",
         "eager": f"open_clip {eager.model.name} in PyTorch {torch.__version__}, heads by the published formulas",
         "pictures": {"source": pictures.source, "count": given, "edge_cases": len(everything) - given},
     }
@@ -117,13 +127,15 @@ def _indices(pictures: int, everything: int, *, every: bool) -> list[int]:
     return chosen + list(range(pictures, everything))
 
 
-def _ask_shipped(classifier: Classifier, pictures: Sequence[Picture], batch: int, progress: Progress) -> Answers:
-    names = classifier.outputs
+def _ask_shipped(
+    classifier: Classifier, pictures: Sequence[Picture], name: str, batch: int, progress: Progress
+) -> Answers:
+    outputs = classifier.outputs
     parts = [
-        classifier.run([picture.content for picture in some], names, batch=batch)
-        for some in track(list(batches(pictures, batch)), f"asking the file, batch {batch}", progress)
+        classifier.run([picture.content for picture in some], outputs, batch=batch)
+        for some in track(list(batches(pictures, batch)), f"asking {name}, batch {batch}", progress)
     ]
-    return Answers(outputs={name: np.concatenate([part[name] for part in parts]) for name in names})
+    return Answers(outputs={name: np.concatenate([part[name] for part in parts]) for name in outputs})
 
 
 def _ask_eager(eager: EagerClassifier, pictures: Sequence[Picture], progress: Progress) -> Answers:

@@ -39,6 +39,11 @@ class Tower(nn.Module):
         """
         raise NotImplementedError
 
+    @property
+    def rows(self) -> int | None:
+        """Tokens of one picture that the blocks work on, or None where the tower is made of convolutions."""
+        return None
+
     @classmethod
     def reference(cls, visual: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The same two tensors through open_clip's own modules: what parity is measured against."""

@@ -41,25 +41,29 @@ class VitTower(Tower):
         """Only open_clip's own class: a timm ViT orders its parameters differently."""
         return isinstance(visual, open_clip.transformer.VisionTransformer)
 
+    @property
+    def rows(self) -> int:
+        """Patches and the class token."""
+        return int(cast("Any", self.visual).positional_embedding.shape[0])
+
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See `Tower.forward`."""
         visual = cast("Any", self.visual)
         x = visual.conv1(image).flatten(2).transpose(1, 2)
         cls = visual.class_embedding.expand(x.shape[0], 1, -1)
         x = visual.ln_pre(torch.cat([cls, x], dim=1) + visual.positional_embedding)
-        for block in visual.transformer.resblocks:
+        *blocks, last = visual.transformer.resblocks
+        for block in blocks:
             x = _block(block, x)
-        tokens = visual.ln_post(x[:, 1:]) @ visual.proj if self.with_tokens else None
-        return self._pooled(x), tokens
-
-    def _pooled(self, x: torch.Tensor) -> torch.Tensor:
-        visual = cast("Any", self.visual)
         if visual.pool_type == "tok":
-            # LayerNorm acts per token: taking the class token first is the same and cheaper.
-            return cast("torch.Tensor", visual.ln_post(x[:, 0]) @ visual.proj)
+            # Without tokens only the class token leaves the last block: the others are its keys and values alone.
+            x = visual.ln_post(_block(last, x) if self.with_tokens else _block(last, x, queries=1)) @ visual.proj
+            return x[:, 0], x[:, 1:] if self.with_tokens else None
+        x = _block(last, x)[:, 1:]
+        tokens = visual.ln_post(x) @ visual.proj if self.with_tokens else None
         if visual.final_ln_after_pool:
-            return cast("torch.Tensor", visual.ln_post(x[:, 1:].mean(dim=1)) @ visual.proj)
-        return cast("torch.Tensor", visual.ln_post(x[:, 1:]).mean(dim=1) @ visual.proj)
+            return visual.ln_post(x.mean(dim=1)) @ visual.proj, tokens
+        return visual.ln_post(x).mean(dim=1) @ visual.proj, tokens
 
     @classmethod
     def reference(cls, visual: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,10 +74,18 @@ class VitTower(Tower):
         return pooled @ module.proj, module.ln_post(x)[:, 1:] @ module.proj
 
 
-def _block(block: Any, x: torch.Tensor) -> torch.Tensor:
+def _block(block: Any, x: torch.Tensor, *, queries: int | None = None) -> torch.Tensor:
+    """A residual attention block; with `queries` only for so many of the first tokens, over keys of all."""
     attention = block.attn
-    projected = functional.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-    query, key, value = projected.chunk(3, dim=-1)
+    normed = block.ln_1(x)
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    if queries is None:
+        query, key, value = functional.linear(normed, weight, bias).chunk(3, dim=-1)
+    else:
+        width = x.shape[-1]
+        x = x[:, :queries]
+        query = functional.linear(normed[:, :queries], weight[:width], bias[:width])
+        key, value = functional.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
     attended = attention.out_proj(attend(query, key, value, heads=attention.num_heads))
     x = x + block.ls_1(attended)
     return cast("torch.Tensor", x + block.ls_2(block.mlp(block.ln_2(x))))

@@ -6,12 +6,12 @@ A new engine is one file and one line in `BACKENDS`.
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from calipso_runtime.bundle import Bundle
 from calipso_runtime.errors import BackendUnavailableError, UsageError
 
 AUTO = "auto"
@@ -19,9 +19,10 @@ AUTO = "auto"
 BACKENDS: Mapping[str, str] = {
     "ort": "calipso_runtime.backends.ort:OrtCpuBackend",
     "ort-cuda": "calipso_runtime.backends.ort:OrtCudaBackend",
+    "openvino": "calipso_runtime.backends.openvino:OpenVinoBackend",
 }
 # What "auto" tries, in this order.
-AUTO_ORDER = ("ort-cuda", "ort")
+AUTO_ORDER = ("ort-cuda", "ort", "openvino")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class Backend(Protocol):
     Attributes:
         name: as in `BACKENDS`.
         provider: what computes in fact, read back from the engine: "CPUExecutionProvider".
+        graph: name of the file that it loaded, and how, in words.
         metadata: the graph's own key-value pairs.
         inputs: of the graph.
         outputs: of the graph.
@@ -52,6 +54,7 @@ class Backend(Protocol):
 
     name: str
     provider: str
+    graph: str
     metadata: Mapping[str, str]
     inputs: Sequence[TensorInfo]
     outputs: Sequence[TensorInfo]
@@ -93,13 +96,14 @@ def choose(name: str) -> Choice:
     raise UsageError(message)
 
 
-def connect(model_path: Path, *, backend: str, threads: int | None) -> tuple[Backend, str]:
+def connect(bundle: Bundle, *, backend: str, threads: int | None, keep_optimised: bool = True) -> tuple[Backend, str]:
     """Load a graph into the first backend that is really there.
 
     Args:
-        model_path: the graph, whose hash was checked.
+        bundle: whose hashes were checked.
         backend: "auto" or a name of `BACKENDS`.
         threads: for the engine's computation on the CPU; None leaves it to the engine.
+        keep_optimised: whether an engine may keep what it optimised in the cache folder.
 
     Returns:
         The backend, and why it is this one.
@@ -113,13 +117,13 @@ def connect(model_path: Path, *, backend: str, threads: int | None) -> tuple[Bac
     refusals = []
     for name in choice.candidates:
         try:
-            opened = _constructor(name)(model_path, threads=threads)
+            opened = _constructor(name)(bundle, threads=threads, keep_optimised=keep_optimised)
         except BackendUnavailableError as error:
             if len(choice.candidates) == 1:
                 raise
             refusals.append(f"{name} is not available: {error}")
             continue
-        return opened, "; ".join([f"{choice.reason}; {name} runs on {opened.provider}", *refusals])
+        return opened, "; ".join([f"{choice.reason}; {name} runs {opened.graph} on {opened.provider}", *refusals])
     message = "no backend is available on this machine: " + "; ".join(refusals)
     raise BackendUnavailableError(message)
 

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime import devices
-from calipso_runtime.backends import TensorInfo
+from calipso_runtime.backends import TensorInfo, ort_cache
+from calipso_runtime.bundle import METADATA_RUN_BATCH, Bundle, weights_file
 from calipso_runtime.errors import BackendError, BackendUnavailableError, BundleCorruptError
 
 try:
@@ -33,6 +34,7 @@ IDENTITY_MODEL = bytes.fromhex(
     "0f0a0179120a0a08080112040a02080142040a00100d"
 )
 
+_KEPT = "session.optimized_model_external_initializers"
 _FATAL = 4  # severity of onnxruntime's log: what it would print is in the exceptions
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
 # TF32 keeps 10 bits of a mantissa: a bundle of precision "fp32" says that its arithmetic is fp32.
@@ -86,9 +88,10 @@ class OrtBackend:
     """One session on one execution provider. `run` may be called from several threads at once.
 
     Args:
-        model_path: the graph; external data is found beside it.
-        threads: of the computation inside an operator, on the CPU. None leaves it to onnxruntime:
-            one per physical core. Operators run one after another whatever it is.
+        bundle: the graphs, whose hashes were checked; external data is found beside them.
+        threads: of the computation inside an operator, on the CPU. None leaves it to onnxruntime, one per
+            physical core, unless a container allows less. Operators run one after another whatever it is.
+        keep_optimised: whether a large graph, as it was optimised, is kept in the cache folder.
 
     Raises:
         BackendUnavailableError: the provider is not really in use on this machine.
@@ -99,11 +102,13 @@ class OrtBackend:
     name: str
     wanted_provider: str
 
-    def __init__(self, model_path: Path, *, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, keep_optimised: bool = True) -> None:
         if (reason := why_unavailable(self.wanted_provider)) is not None:
             raise BackendUnavailableError(reason)
+        model_path = self._choose_graph(bundle)
+        self.graph = model_path.name
         try:
-            session = _session(str(model_path), self.wanted_provider, threads=threads)
+            session, metadata = self._open(model_path, threads, bundle.digest if keep_optimised else None)
         except _UNREADABLE as error:
             message = (
                 f"{model_path} is not a graph that onnxruntime {version()} can read: {error}. "
@@ -116,10 +121,30 @@ class OrtBackend:
         if (reason := _fell_back(session, self.wanted_provider)) is not None:
             raise BackendUnavailableError(reason)
         self.provider: str = session.get_providers()[0]
-        self.metadata: Mapping[str, str] = types.MappingProxyType(dict(session.get_modelmeta().custom_metadata_map))
+        self.metadata: Mapping[str, str] = types.MappingProxyType(dict(metadata))
         self.inputs: Sequence[TensorInfo] = tuple(_info(node) for node in session.get_inputs())
         self.outputs: Sequence[TensorInfo] = tuple(_info(node) for node in session.get_outputs())
         self._session: onnxruntime.InferenceSession | None = session
+        # An output that is not asked for is not computed: embeddings cost no head.
+        self._options = onnxruntime.RunOptions()
+        self._options.only_execute_path_to_fetches = True
+
+    def _choose_graph(self, bundle: Bundle) -> Path:
+        return bundle.model_path
+
+    def _open(
+        self, model_path: Path, threads: int | None, digest: str | None
+    ) -> tuple[onnxruntime.InferenceSession, Mapping[str, str]]:
+        """A session, and the graph's metadata. Raises onnxruntime's own errors.
+
+        Args:
+            model_path: the graph.
+            threads: see the class.
+            digest: of the bundle, to find its optimised form by; None where it may not be kept.
+        """
+        del digest
+        session = _session(str(model_path), self.wanted_provider, threads=threads)
+        return session, session.get_modelmeta().custom_metadata_map
 
     def run(self, image: npt.NDArray[np.float32], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
         """Answer a batch: see `Backend.run`."""
@@ -128,7 +153,7 @@ class OrtBackend:
             message = f"the {self.name} backend is closed: load the bundle again"
             raise BackendError(message)
         try:
-            values = session.run(list(outputs), {"image": image})
+            values = session.run(list(outputs), {"image": image}, self._options)
         except _ORT_ERRORS as error:
             message = f"{self.name} failed on a batch of shape {list(image.shape)}: {error}"
             raise BackendError(message) from error
@@ -140,10 +165,62 @@ class OrtBackend:
 
 
 class OrtCpuBackend(OrtBackend):
-    """ONNX Runtime on the CPU."""
+    """ONNX Runtime on the CPU, on the graph that was made for it."""
 
     name = "ort"
     wanted_provider = CPU_PROVIDER
+
+    def _choose_graph(self, bundle: Bundle) -> Path:
+        # Its convolutions over rows are measured on x86-64 only; elsewhere the portable graph is safe.
+        if bundle.ort_model_path is not None and devices.has_x86_vectors():
+            return bundle.ort_model_path
+        return bundle.model_path
+
+    def _open(
+        self, model_path: Path, threads: int | None, digest: str | None
+    ) -> tuple[onnxruntime.InferenceSession, Mapping[str, str]]:
+        """As kept by an earlier process where it is; else optimised now, and kept."""
+        weights = weights_file(model_path)
+        size_bytes = sum(path.stat().st_size for path in (model_path, weights) if path.is_file())
+        if digest is None or not ort_cache.is_worth_it(model_path, size_bytes):
+            return super()._open(model_path, threads, digest)
+        folder = ort_cache.entry_folder(digest, graph=model_path.name, engine=f"onnxruntime {version()}")
+        if (kept := self._open_kept(folder, threads)) is not None:
+            return kept
+
+        def optimise(work: Path) -> Mapping[str, str]:
+            session = _session(str(model_path), self.wanted_provider, threads=threads, keep_in=work)
+            metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+            return metadata
+
+        if ort_cache.store(folder, optimise) and (kept := self._open_kept(folder, threads)) is not None:
+            return kept
+        return super()._open(model_path, threads, digest)
+
+    def run(self, image: npt.NDArray[np.float32], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+        """Answer a batch, in equal parts where it is larger than the graph runs fastest: see `Backend.run`."""
+        most = int(self.metadata.get(METADATA_RUN_BATCH, len(image)))
+        if len(image) <= most:
+            return super().run(image, outputs)
+        parts = [
+            super(OrtCpuBackend, self).run(part, outputs) for part in np.array_split(image, -(-len(image) // most))
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+
+    def _open_kept(
+        self, folder: Path, threads: int | None
+    ) -> tuple[onnxruntime.InferenceSession, Mapping[str, str]] | None:
+        kept = ort_cache.find(folder)
+        if kept is None:
+            return None
+        try:
+            session = _session(str(kept[0]), self.wanted_provider, threads=threads, is_optimised=True)
+        except _ORT_ERRORS:
+            # Written by something else, or damaged: it is made again.
+            ort_cache.remove(folder)
+            return None
+        self.graph = f"{self.graph}, as optimised for this CPU before,"
+        return session, kept[1]
 
 
 class OrtCudaBackend(OrtBackend):
@@ -153,11 +230,27 @@ class OrtCudaBackend(OrtBackend):
     wanted_provider = CUDA_PROVIDER
 
 
-def _session(model: str | bytes, provider: str, *, threads: int | None) -> onnxruntime.InferenceSession:
+def _session(
+    model: str | bytes,
+    provider: str,
+    *,
+    threads: int | None,
+    keep_in: Path | None = None,
+    is_optimised: bool = False,
+) -> onnxruntime.InferenceSession:
+    """Open a graph; with `keep_in` also write it there as it was optimised, weights in the engine's own order."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
     options.inter_op_num_threads = 1
-    options.intra_op_num_threads = threads or 0
+    # 0 is one per physical core, whatever a container allows.
+    options.intra_op_num_threads = threads or devices.cpu_quota() or 0
+    if is_optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if keep_in is not None:
+        options.optimized_model_filepath = str(keep_in / ort_cache.GRAPH_FILE)
+        options.add_session_config_entry(f"{_KEPT}_file_name", ort_cache.WEIGHTS_FILE)
+        options.add_session_config_entry(f"{_KEPT}_min_size_in_bytes", "1024")
+        options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     providers = [(name, _PROVIDER_OPTIONS.get(name, {})) for name in dict.fromkeys((provider, CPU_PROVIDER))]
     # Without enable_fallback=0 onnxruntime prints a failure to stdout and goes on with the CPU.
     return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)

@@ -35,7 +35,7 @@ def inspect_command(*, bundle: str, as_json: bool) -> None:
 
 def _own_manifest(bundle: Bundle) -> Manifest:
     """A bare graph's own manifest, which takes an engine to read."""
-    engine, _ = connect(bundle.model_path, backend=AUTO, threads=None)
+    engine, _ = connect(bundle, backend=AUTO, threads=None)
     engine.close()
     return manifest_of_metadata(engine.metadata, source=str(bundle.path))
 

@@ -1,0 +1,64 @@
+"""Attention as ONNX Runtime's MultiHeadAttention: no transposed copies, no scores in memory.
+
+The operator takes queries, keys and values [B,L,W] as the projections give them, and works head by
+head. Its own scale is switched off: it is in the query weights, or still a node before them.
+"""
+
+import onnx_ir as ir
+
+from calipso_export.forms.matching import (
+    ORT_DOMAIN,
+    is_permutation,
+    made_by,
+    nodes_of,
+    only_consumer,
+    replace_by,
+    static_shape,
+    use_ort_domain,
+)
+
+_HEADS_FIRST = (0, 2, 1, 3)
+_KEYS_TURNED = (0, 2, 3, 1)
+_RANK_WITH_HEADS = 4
+
+
+def fuse_attention(graph: ir.Graph) -> int:
+    """Replace split heads, MatMul, Softmax, MatMul and merged heads, as `towers.base.attend` traces them."""
+    return sum(_fuse(graph, node) for node in nodes_of(graph, "Softmax"))
+
+
+def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
+    scores = made_by(softmax.inputs[0], "MatMul")
+    weighted = only_consumer(softmax.outputs[0])
+    if scores is None or weighted is None or weighted.op_type != "MatMul":
+        return False
+    query = _before_heads(scores.inputs[0], _HEADS_FIRST)
+    key = _before_heads(scores.inputs[1], _KEYS_TURNED)
+    value = _before_heads(weighted.inputs[1], _HEADS_FIRST)
+    turned = only_consumer(weighted.outputs[0])
+    merged = None if turned is None else only_consumer(turned.outputs[0])
+    if query is None or key is None or value is None or turned is None or merged is None:
+        return False
+    if not is_permutation(turned, *_HEADS_FIRST) or merged.op_type != "Reshape":
+        return False
+    heads = _heads(scores.inputs[0])
+    if heads is None or len(static_shape(merged.outputs[0]) or ()) != len(static_shape(query) or ()):
+        return False
+    fused = ir.node("MultiHeadAttention", [query, key, value], {"num_heads": heads, "scale": 1.0}, domain=ORT_DOMAIN)
+    replace_by(graph, merged.outputs[0], [fused])
+    use_ort_domain(graph)
+    return True
+
+
+def _before_heads(value: ir.Value | None, permutation: tuple[int, ...]) -> ir.Value | None:
+    """What was reshaped to [B,L,H,E] and then transposed."""
+    turned = made_by(value, "Transpose")
+    split = (
+        made_by(turned.inputs[0], "Reshape") if turned is not None and is_permutation(turned, *permutation) else None
+    )
+    return None if split is None else split.inputs[0]
+
+
+def _heads(value: ir.Value | None) -> int | None:
+    shape = static_shape(value)
+    return shape[1] if shape is not None and len(shape) == _RANK_WITH_HEADS else None
