@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SOURCES := export runtime benchmarks tests examples
+SOURCES := export runtime bench benchmarks tests examples
 
-.PHONY: setup demo test test-quick check bench docs clean
+.PHONY: setup demo test test-quick check bench bench-export docs clean
 
 setup: $(READY)
 
@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ort,export,cli,bench,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ort,openvino,export,cli,bench,dev]'
 	touch $(READY)
 
 demo: $(READY)
@@ -32,13 +32,20 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Measures what the README states.
+# Measures speed against every rival; interrupted, it goes on where it stopped.
 bench: $(READY)
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.report
+
+# Measures what an export costs, the demo's accuracy, and what each form of the graph gains.
+bench-export: $(READY)
 	$(BIN)/python -m benchmarks.full_size --runs 5
 	$(BIN)/python -m benchmarks.full_size --model RN50
 	$(BIN)/python examples/demo.py --record benchmarks/results/demo.json
+	$(BIN)/python -m benchmarks.forms
+	$(BIN)/python -m benchmarks.report
 
-# Writes the README's numbers from benchmarks/results/.
+# Writes the numbers of README and docs from benchmarks/results/.
 docs: $(READY)
 	$(BIN)/python -m benchmarks.report
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.environment import environment
+from calipso_bench.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 1000

@@ -1,4 +1,4 @@
-"""Writes the README's numbers from benchmarks/results/: `make docs`; a test fails where they drift.
+"""Writes the numbers of README and docs from benchmarks/results/: `make docs`; a test fails where they drift.
 
 python -m benchmarks.report [--check]
 """
@@ -11,37 +11,48 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import speed_tables
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+_START, _END = "<!-- generated: ", "<!-- end -->"
 _MB = 1e6
 _GIB = 2**30
 
 
 def main() -> int:
-    """Rewrite README.md, or with --check exit 1 if that would change it."""
+    """Rewrite the documents, or with --check exit 1 if that would change one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true")
-    before = README.read_text(encoding="utf-8")
-    after = rendered(before)
-    if parser.parse_args().check:
-        if before != after:
-            print("README.md does not show what benchmarks/results/ holds: run `make docs`", file=sys.stderr)
-        return int(before != after)
-    README.write_text(after, encoding="utf-8")
-    return 0
+    check = parser.parse_args().check
+    drifted = False
+    for path in DOCUMENTS:
+        before = path.read_text(encoding="utf-8")
+        after = rendered(before)
+        if check and before != after:
+            print(f"{path.name} does not show what benchmarks/results/ holds: run `make docs`", file=sys.stderr)
+            drifted = True
+        elif before != after:
+            path.write_text(after, encoding="utf-8")
+    return int(drifted)
 
 
 def rendered(text: str) -> str:
-    """The text with every generated part filled in anew."""
-    for name, table in PARTS.items():
-        start, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
-        before, found, rest = text.partition(start)
-        if not found:
-            message = f"README.md has no part {start.strip()}"
-            raise ValueError(message)
-        text = before + start + table() + end + rest.partition(end)[2]
-    return text
+    """The text with every generated part filled in anew.
+
+    Raises:
+        ValueError: a part is marked that is not known, or does not end.
+    """
+    before, found, rest = text.partition(_START)
+    if not found:
+        return before
+    name, _, rest = rest.partition(" -->\n")
+    _, end, rest = rest.partition(_END)
+    if name not in PARTS or not end:
+        message = f"the generated part {name!r} is unknown, or has no {_END}"
+        raise ValueError(message)
+    return f"{before}{_START}{name} -->\n{PARTS[name]()}{_END}{rendered(rest)}"
 
 
 def demo_table() -> str:
@@ -101,7 +112,16 @@ def _read(name: str) -> Any:
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
-PARTS: dict[str, Callable[[], str]] = {"demo": demo_table, "full-size": full_size_table}
+PARTS: dict[str, Callable[[], str]] = {
+    "demo": demo_table,
+    "forms": speed_tables.forms_table,
+    "full-size": full_size_table,
+    "loadgen": speed_tables.loadgen_table,
+    "peak": speed_tables.peak_table,
+    "serving": speed_tables.serving_table,
+    "speed": speed_tables.speed_table,
+    "speed-summary": speed_tables.speed_summary,
+}
 
 
 if __name__ == "__main__":

@@ -107,16 +107,16 @@ def test_a_plugin_that_is_no_command_is_one_error(install: Install, target: str,
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["export", "verify"])
-def test_without_the_exporter_its_commands_name_the_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "extra"), [("export", "export"), ("verify", "export"), ("bench", "bench")])
+def test_a_command_that_is_not_installed_names_its_extra(
+    name: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(plugins, "_entry_points", dict)
 
     result = run(name, "anything", "--at-all")
 
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == (
-        f"error: `calipso {name}` comes with the exporter, which is not installed: pip install 'calipso[export]'\n"
-    )
+    assert result.stderr == f"error: `calipso {name}` is not installed: pip install 'calipso[{extra}]'\n"
 
 
 def test_a_plugin_cannot_replace_our_own_command(install: Install) -> None:

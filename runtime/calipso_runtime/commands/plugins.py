@@ -9,12 +9,15 @@ import click
 from calipso_runtime.errors import CalipsoError
 
 GROUP = "calipso.commands"
-# The exporter's commands, with the help that `calipso --help` shows without importing them. They are
+# The exporter's and the benchmarks' commands, with the help that `calipso --help` shows without importing them. They are
 # listed where it is not installed too, and then say which extra brings them.
 EXPORTER_COMMANDS = {
     "export": "Export a model and class names as a bundle.",
     "verify": "Compare a bundle with eager PyTorch again.",
+    "bench": "Measure a bundle against its rivals: speed, memory, cold start, accuracy.",
 }
+# The extra that brings what a command needs.
+_EXTRAS = {"bench": "bench"}
 
 
 class LazyCommand(click.Command):
@@ -46,15 +49,19 @@ def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
     return {entry.name: entry for entry in reversed(tuple(importlib.metadata.entry_points(group=GROUP)))}
 
 
+def _extra(name: str) -> str:
+    return f"calipso[{_EXTRAS.get(name, 'export')}]"
+
+
 def _load(name: str) -> click.Command:
     entry = _entry_points().get(name)
     if entry is None:
-        message = f"`calipso {name}` comes with the exporter, which is not installed: pip install 'calipso[export]'"
+        message = f"`calipso {name}` is not installed: pip install '{_extra(name)}'"
         raise CalipsoError(message)
     try:
         loaded = entry.load()
     except ModuleNotFoundError as error:
-        message = f"`calipso {name}` needs {error.name}, which is not installed: pip install 'calipso[export]'"
+        message = f"`calipso {name}` needs {error.name}, which is not installed: pip install '{_extra(name)}'"
         raise CalipsoError(message) from error
     except (ImportError, AttributeError) as error:
         message = f"`calipso {name}` cannot be loaded from {entry.value}: {error}"

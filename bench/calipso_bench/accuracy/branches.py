@@ -1,0 +1,78 @@
+"""The eager side with and without its branches, all from one pass through the tower."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from calipso_export.heads import calip, tip_adapter, zero_shot
+from calipso_export.photos import opened
+from calipso_export.rebuild import Rebuilt
+
+ZERO_SHOT = "zero-shot"
+WITH_CALIP = "+ CALIP"
+WITH_CACHE = "+ Tip-Adapter"
+WITH_BOTH = "+ both"
+
+
+class Branches:
+    """open_clip's own tower and transform, and the published formula of each head.
+
+    Args:
+        rebuilt: the eager side of a bundle.
+
+    Attributes:
+        names: the branches that this bundle's heads make, simplest first; the last is the whole classifier.
+    """
+
+    def __init__(self, rebuilt: Rebuilt) -> None:
+        self._model = rebuilt.model
+        self._heads = heads = rebuilt.heads
+        self._values: torch.Tensor | None = None
+        if heads.tip_adapter is not None and heads.labels is not None:
+            self._values = functional.one_hot(heads.labels, len(heads.text)).float()
+        self.names = [ZERO_SHOT]
+        self.names += [WITH_CALIP] if heads.calip is not None else []
+        self.names += [WITH_CACHE] if self._values is not None else []
+        self.names += [WITH_BOTH] if heads.calip is not None and self._values is not None else []
+
+    @torch.inference_mode()
+    def logits(self, paths: Sequence[Path]) -> dict[str, npt.NDArray[np.float32]]:
+        """Each branch's logits, float32 [N,K], of pictures that can be decoded."""
+        model, heads = self._model, self._heads
+        image = torch.stack([self._transformed(path) for path in paths])
+        if heads.calip is None:
+            embedding = functional.normalize(model.visual(image), dim=-1)
+        else:
+            pooled, spatial = model.tower.reference(model.visual, image)
+            embedding, tokens = functional.normalize(pooled, dim=-1), functional.normalize(spatial, dim=-1)
+        plain = zero_shot.reference(embedding, heads.text, scale=model.scale, bias=model.bias)
+        found = {ZERO_SHOT: plain}
+        if heads.calip is not None:
+            attended = calip.reference(embedding, tokens, heads.text, heads.calip, scale=model.scale)
+            found[WITH_CALIP] = plain + attended
+        if self._values is not None and heads.keys is not None and heads.tip_adapter is not None:
+            cached = tip_adapter.reference(embedding, heads.keys, self._values, parameters=heads.tip_adapter)
+            found[WITH_CACHE] = plain + cached
+            if heads.calip is not None:
+                found[WITH_BOTH] = found[WITH_CALIP] + cached
+        return {name: values.numpy() for name, values in found.items()}
+
+    def _transformed(self, path: Path) -> torch.Tensor:
+        with opened(path) as image:
+            return self._model.transform(image)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Torch's number of threads belongs to the whole process: it comes back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

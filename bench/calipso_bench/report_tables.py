@@ -1,0 +1,110 @@
+"""The report's larger tables: the cells of latency and throughput, and the processes."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from calipso_bench import web
+from calipso_bench.contenders import BUNDLE_PREFIX, REFERENCE
+from calipso_bench.markdown import images_per_second, percent_of_peak
+from calipso_bench.stats import UNSTABLE_CV, ratio_interval, summary
+
+Document = Mapping[str, Any]
+_MIB = 2**20
+
+
+def in_short(document: Document) -> str:
+    """Per cell of latency the bundle's fastest backend, against eager and against the fastest rival."""
+    rows = []
+    for cell in document["cells"]:
+        samples = cell["samples_ms"]
+        own = sorted((name for name in samples if name.startswith(BUNDLE_PREFIX)), key=lambda name: _p50(samples, name))
+        rivals = sorted(set(samples) - set(own), key=lambda name: _p50(samples, name))
+        if cell["scenario"] != "latency" or not own or not rivals:
+            continue
+        best = ratio_interval(samples[own[0]], samples[rivals[0]])
+        rows.append(
+            (
+                *(cell[key] for key in ("stage", "batch", "threads")),
+                *_to_reference(samples, own[0]),
+                f"{best.ratio:.3f} ({rivals[0]})",
+                f"{best.low:.3f} to {best.high:.3f}",
+                f"{_p50(samples, own[0]):.4g} ({own[0]})",
+            )
+        )
+    columns = ("stage", "batch", "threads", f"to {REFERENCE}", "95 % interval", "to the fastest rival", "95 % interval")
+    note = "Latency, ratios of medians: below 1 the bundle is faster. Intervals are bootstrapped."
+    return web.table((*columns, "median ms"), rows, words=3) + web.paragraph(note if rows else "", "note")
+
+
+def _p50(samples: Mapping[str, Sequence[float]], name: str) -> float:
+    return summary(samples[name]).p50_ms
+
+
+def cell_tables(document: Document, scenario: str) -> str:
+    """One table per stage."""
+    cells = [cell for cell in document["cells"] if cell["scenario"] == scenario]
+    columns = ["batch", "threads", "contender", *(["images/s"] if scenario == "throughput" else [])]
+    columns += ["p50 ms", "p90", "p95", "p99", "cv", "n", f"to {REFERENCE}", "95 % interval", "of peak"]
+    columns += ["device ms"] if any(cell["device_ms"] for cell in cells) else []
+    parts = []
+    for stage in dict.fromkeys(cell["stage"] for cell in cells):
+        rows = [row for cell in cells if cell["stage"] == stage for row in _cell_rows(document, cell)]
+        rows = [row[: len(columns)] for row in rows]
+        found = web.table(columns, rows, words=3, own=own_rows(row[2] for row in rows))
+        parts.append(web.folded(f"{scenario}, {stage}: every number", found))
+    return "".join(parts)
+
+
+def _cell_rows(document: Document, cell: Document) -> Iterator[tuple[object, ...]]:
+    samples = cell["samples_ms"]
+    for name in sorted(samples, key=lambda each: summary(samples[each]).p50_ms):
+        found = summary(samples[name])
+        share = percent_of_peak(document, cell, found.p50_ms)
+        device = (cell["device_ms"] or {}).get(name)
+        yield (
+            cell["batch"],
+            cell["threads"],
+            name,
+            *([f"{images_per_second(cell, name):.1f}"] if cell["scenario"] == "throughput" else []),
+            *(f"{value:.4g}" for value in (found.p50_ms, found.p90_ms, found.p95_ms, found.p99_ms)),
+            f"{found.cv:.1%}{'!' if found.cv > UNSTABLE_CV else ''}",
+            found.count,
+            *_to_reference(samples, name),
+            "-" if share is None else f"{share:.0%}",
+            f"{summary(device).p50_ms:.4g}" if device else "-",
+        )
+
+
+def _to_reference(samples: Mapping[str, Sequence[float]], name: str) -> tuple[str, str]:
+    if REFERENCE not in samples or name == REFERENCE:
+        return ("1" if name == REFERENCE else "-"), "-"
+    ratio = ratio_interval(samples[name], samples[REFERENCE])
+    return f"{ratio.ratio:.3f}", f"{ratio.low:.3f} to {ratio.high:.3f}"
+
+
+def processes(document: Document) -> str:
+    """Medians over the processes of each contender."""
+    rows = []
+    for line in document["processes"]:
+        samples = line["samples"]
+        if not samples:
+            continue
+        seconds = (f"{_middle(samples, key):.3f}" for key in ("import_s", "load_s", "first_answer_s", "total_s"))
+        sizes = (_mib(samples, key) for key in ("peak_rss_bytes", "peak_private_bytes", "weights_bytes"))
+        rows.append((line["contender"], line["threads"], *seconds, f"{_middle(samples, 'steady_ms'):.1f}", *sizes))
+    columns = ("contender", "threads", "import s", "load s", "first answer s", "total s", "steady ms", "peak MiB")
+    return web.table((*columns, "private MiB", "weights MiB"), rows, own=own_rows(row[0] for row in rows))
+
+
+def _middle(samples: Sequence[Document], key: str) -> float:
+    return summary([sample[key] for sample in samples]).p50_ms
+
+
+def _mib(samples: Sequence[Document], key: str) -> str:
+    values = [sample[key] / _MIB for sample in samples if sample[key]]
+    return f"{summary(values).p50_ms:.0f}" if values else "-"
+
+
+def own_rows(names: Iterable[object]) -> list[int]:
+    """Numbers of the rows that are the bundle's."""
+    return [place for place, name in enumerate(names) if str(name).startswith(BUNDLE_PREFIX)]

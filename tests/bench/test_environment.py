@@ -1,0 +1,107 @@
+"""What a measurement was taken on."""
+
+import json
+import socket
+import sys
+import types
+from typing import Any
+
+import pytest
+
+from calipso_bench import environment
+from calipso_runtime.devices import CudaDriver
+
+
+class NvmlError(Exception):
+    pass
+
+
+def fake_nvml(**changes: Any) -> types.ModuleType:
+    """NVML of a machine with one GPU, which does not tell its temperature."""
+
+    def refuse(*_: object) -> None:
+        raise NvmlError
+
+    module: Any = types.ModuleType("pynvml")
+    module.NVMLError = NvmlError
+    module.NVML_CLOCK_SM, module.NVML_CLOCK_MEM, module.NVML_TEMPERATURE_GPU = 1, 2, 0
+    answers = {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetName": lambda _: "a GPU",
+        "nvmlSystemGetDriverVersion": lambda: "580.1",
+        "nvmlDeviceGetPowerUsage": lambda _: 70_500,
+        "nvmlDeviceGetTemperature": refuse,
+        "nvmlDeviceGetClockInfo": lambda _, kind: 1000 * kind,
+        "nvmlDeviceGetMaxClockInfo": lambda *_: 1980,
+    }
+    for name, answer in {**answers, **changes}.items():
+        setattr(module, name, answer)
+    return module
+
+
+@pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "cuda_driver", lambda: CudaDriver(version="13.0", devices=("a GPU",)))
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml())
+
+
+def test_the_environment_is_json_and_names_no_machine() -> None:
+    found = environment.environment()
+
+    text = json.dumps(found)
+    assert found["cpu"]
+    assert found["cores"] >= 1
+    assert found["packages"]["numpy"]
+    assert socket.gethostname() not in text
+
+
+def test_thread_settings_of_the_process_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+
+    assert environment.environment()["threads"]["OMP_NUM_THREADS"] == "3"
+
+
+def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "cuda_driver", lambda: CudaDriver(problem="no driver"))
+
+    assert environment.gpu() is None
+    assert environment.gpu_load() is None
+
+
+def test_without_nvml_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+
+    assert environment.gpu() is None
+
+
+def test_a_gpu_is_told_with_driver_power_and_clocks(with_gpu: None) -> None:
+    assert environment.gpu() == {
+        "name": "a GPU",
+        "driver": "580.1",
+        "power_w": 70.5,
+        "temperature_c": None,
+        "clocks": {"sm_mhz": 1000, "memory_mhz": 2000, "max_sm_mhz": 1980},
+    }
+
+
+def test_nvml_that_does_not_start_is_no_gpu(with_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise NvmlError
+
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(nvmlInit=refuse))
+
+    assert environment.gpu() is None
+
+
+def test_an_installed_package_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "__file__", "/usr/lib/python3/site-packages/calipso_bench/environment.py")
+
+    assert environment.commit() is None
+
+
+def test_the_commit_is_a_hash_or_unknown() -> None:
+    found = environment.commit()
+
+    assert found is None or len(found.removesuffix("-dirty")) == 40
