@@ -9,8 +9,8 @@ import click
 from calipso_runtime.errors import CalipsoError
 
 GROUP = "calipso.commands"
-# The exporter's and the benchmarks' commands, with the help that `calipso --help` shows without importing them. They are
-# listed where it is not installed too, and then say which extra brings them.
+# Commands of the other packages, with the help that `calipso --help` shows without importing them. They
+# are listed where these are not installed too, and then say which extra brings them.
 EXPORTER_COMMANDS = {
     "export": "Export a model and class names as a bundle.",
     "verify": "Compare a bundle with eager PyTorch again.",
