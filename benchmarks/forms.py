@@ -6,11 +6,12 @@ One thread, ONNX Runtime, random weights. Raw samples go to results/.
 """
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,10 +36,12 @@ from calipso_export.models import LoadedModel, load_model
 from calipso_export.progress_bars import progress_bars
 from calipso_export.steps.optimise import optimise
 from calipso_export.steps.trace import trace
+from calipso_export.steps.write import run_batch
 
 RESULTS = Path(__file__).parent / "results"
-SECONDS = 8.0
+SECONDS = 5.0
 BATCHES = (1, 8)
+LARGE_BATCH = 32
 CLASSES, SHOTS, POSITIONS, SCALE = 1000, 16, 49, 100.0
 CALIP = CalipParameters(b2=1.0, b3=0.1)
 TIP_ADAPTER = TipAdapterParameters(alpha=1.0, beta=5.5)
@@ -65,6 +68,7 @@ def main() -> int:
             for place, (name, make) in enumerate(groups.items()):
                 progress("groups", place, len(groups))
                 samples += measured(name, make(), Path(folder))
+            samples += in_parts(loaded, config, Path(folder))
             progress("groups", len(groups), len(groups))
     document = {
         "schema_version": 1,
@@ -203,8 +207,26 @@ def measured(group: str, graphs: Graphs, folder: Path) -> Iterator[dict[str, Any
         wanted = first.run(["logits"], feed)[0]
         for name, session in sessions.items():
             np.testing.assert_allclose(session.run(["logits"], feed)[0], wanted, rtol=1e-3, atol=1e-3, err_msg=name)
-        tally = timed(sessions, feed, batch)
+        tally = timed(
+            {name: functools.partial(session.run, ["logits"], feed) for name, session in sessions.items()}, batch
+        )
         yield {"group": group, "batch": batch, "threads": 1, "samples_ms": tally.samples_ms}
+
+
+def in_parts(model: LoadedModel, config: ExportConfig, folder: Path) -> Iterator[dict[str, Any]]:
+    """A large batch in the parts that are run, and in one piece."""
+    config = with_outputs(config, "logits", "tokens")
+    module = classifier(model, with_tokens=True, outputs=("logits", "tokens"))
+    session = session_of(optimise(trace(module, model, config)).ort, folder)
+    size = run_batch(module.tower.rows) or LARGE_BATCH
+    image = np.random.default_rng(0).standard_normal((LARGE_BATCH, 3, *model.preprocess.size), dtype=np.float32)
+    parts = np.array_split(image, -(-LARGE_BATCH // size))
+
+    def run(pieces: Sequence[Any]) -> Any:
+        return [session.run(["logits"], {"image": piece})[0] for piece in pieces]
+
+    tally = timed({ALL: lambda: run(parts), "without parts": lambda: run([image])}, LARGE_BATCH)
+    yield {"group": f"parts of {size}", "batch": LARGE_BATCH, "threads": 1, "samples_ms": tally.samples_ms}
 
 
 def session_of(graph: ir.Model, folder: Path) -> onnxruntime.InferenceSession:
@@ -217,13 +239,13 @@ def session_of(graph: ir.Model, folder: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def timed(sessions: Mapping[str, onnxruntime.InferenceSession], feed: Mapping[str, Any], batch: int) -> Tally:
+def timed(calls: Mapping[str, Callable[[], Any]], batch: int) -> Tally:
     """Sample as `calipso bench` does."""
 
-    def entrant(name: str, session: onnxruntime.InferenceSession) -> Entrant:
+    def entrant(name: str, call: Callable[[], Any]) -> Entrant:
         return Entrant(
             name=name,
-            call=lambda _: session.run(["logits"], dict(feed))[0],
+            call=lambda _: call(),
             check=lambda *_: [],
             device_ms=lambda: None,
             images=batch,
@@ -235,7 +257,7 @@ def timed(sessions: Mapping[str, onnxruntime.InferenceSession], feed: Mapping[st
         for _ in range(calls_per_turn(last_s, SECONDS) - 1):
             timed_call(each, 0, tally)
 
-    return sample([entrant(*item) for item in sessions.items()], turn, seconds=SECONDS, seed=0)
+    return sample([entrant(*item) for item in calls.items()], turn, seconds=SECONDS, seed=0)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from calipso_bench.cells import Cell, Samples, listed, series
 from calipso_bench.contenders import BUNDLE_PREFIX
 from calipso_bench.record import KIND, SCHEMA_VERSION
-from calipso_bench.stats import LEVEL, Ratio
+from calipso_bench.stats import LEVEL, Ratio, resampled_medians
 from calipso_runtime.errors import UsageError
 
 DEFAULT_TOLERANCE = 0.05
@@ -19,7 +19,6 @@ DEFAULT_TOLERANCE = 0.05
 _SAME_BUNDLE = ("model", "classes", "keys", "calip", "tip_adapter", "input")
 # What a reader has to know where it differs.
 _WORTH_A_NOTE = ("cpu", "cores", "python", "packages", "threads")
-_RESAMPLES = 4000
 _SEED = 0
 
 Float64 = npt.NDArray[np.float64]
@@ -139,21 +138,13 @@ def _rows(cell: Cell, old: Samples, new: Samples, tolerance: float, generator: n
 
 
 def _change(old: Sequence[float], new: Sequence[float], generator: np.random.Generator) -> Float64:
-    """The ratio of the medians, then `_RESAMPLES` of resampled medians."""
+    """The ratio of the medians, then those of resampled medians."""
     ratio = float(np.median(new) / np.median(old))
-    return np.concatenate([[ratio], _medians(new, generator) / _medians(old, generator)])
+    return np.concatenate([[ratio], _resampled(new, generator) / _resampled(old, generator)])
 
 
-def _medians(samples: Sequence[float], generator: np.random.Generator) -> Float64:
-    """Resampled medians, drawn by their rank, whose share of all is Beta distributed.
-
-    Source: Maritz and Jarrett, "A Note on Estimating the Variance of the Sample Median", JASA 1978.
-    """
-    ordered = np.sort(np.asarray(samples, np.float64))
-    half = (len(ordered) + 1) / 2
-    places = (generator.beta(half, half, _RESAMPLES) * len(ordered)).astype(np.int64)
-    drawn: Float64 = ordered[np.minimum(places, len(ordered) - 1)]
-    return drawn
+def _resampled(samples: Sequence[float], generator: np.random.Generator) -> Float64:
+    return resampled_medians(np.asarray(samples, np.float64), generator)
 
 
 def _check(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

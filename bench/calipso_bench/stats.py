@@ -61,7 +61,7 @@ def median_interval(samples: Sequence[float], level: float = LEVEL) -> tuple[flo
     Raises:
         ValueError: there are no samples.
     """
-    medians = _resampled_medians(_checked(samples), np.random.default_rng(_SEED))
+    medians = resampled_medians(_checked(samples), np.random.default_rng(_SEED))
     return _interval(medians, level)
 
 
@@ -73,7 +73,7 @@ def ratio_interval(numerator: Sequence[float], denominator: Sequence[float], lev
     """
     above, below = _checked(numerator), _checked(denominator)
     generator = np.random.default_rng(_SEED)
-    low, high = _interval(_resampled_medians(above, generator) / _resampled_medians(below, generator), level)
+    low, high = _interval(resampled_medians(above, generator) / resampled_medians(below, generator), level)
     return Ratio(ratio=float(np.median(above) / np.median(below)), low=low, high=high)
 
 
@@ -84,7 +84,8 @@ def is_settled(samples: Sequence[float], half_width: float) -> bool:
     return high - median <= half_width * median and median - low <= half_width * median
 
 
-def _resampled_medians(values: Float64, generator: np.random.Generator) -> Float64:
+def resampled_medians(values: Float64, generator: np.random.Generator) -> Float64:
+    """Medians as they would be, had the samples been drawn again: float64 [10000]."""
     ordered, count = np.sort(values), len(values)
     lower = (count + 1) // 2
     first = generator.beta(lower, count + 1 - lower, _RESAMPLES)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from calipso_bench.contenders import Contender, Float32
 from calipso_bench.pictures import Batch, Pictures, all_batches
 from calipso_export.config import Gates
-from calipso_export.parity import Answers, compare
+from calipso_export.parity import Answers, compare, spread
 
 # What one call gives: features or logits; or end to end the best classes of each picture.
 Output: TypeAlias = Float32 | list[list[int]]
@@ -19,7 +19,6 @@ TOP = 5
 GATES = Gates()
 # What a contender of lower precision may be off from its own earlier answer: threads sum in another order.
 _INEXACT_TOLERANCE = 1e-2
-_TINY = 1e-12
 # Of which the embedding and the answer end to end are compared before any cell is measured; each cell compares its own.
 _FEW_PICTURES = 4
 
@@ -131,7 +130,7 @@ def recheck(output: Output, expected: Output, logits: Float32, *, exact: bool) -
 
 def _wrong_logits(output: Float32, expected: Float32, tolerance: float) -> list[str]:
     """By the definition of `calipso_export.parity`."""
-    wide, scale = expected.astype(np.float64), _spread(expected)
+    wide, scale = expected.astype(np.float64), spread(expected)
     errors = np.abs(output - wide).max(axis=1) / scale
     worst = float(errors.max()) if np.isfinite(errors).all() else float("inf")
     if not worst <= tolerance:
@@ -145,7 +144,7 @@ def _wrong_logits(output: Float32, expected: Float32, tolerance: float) -> list[
 def _wrong_answers(output: Sequence[Sequence[int]], logits: Float32) -> list[str]:
     if len(output) != len(logits):
         return [f"end-to-end: {len(output)} answers to {len(logits)} pictures"]
-    wide, scale = logits.astype(np.float64), _spread(logits)
+    wide, scale = logits.astype(np.float64), spread(logits)
     first = np.array([classes[0] for classes in output])
     margins = wide.max(axis=1) - wide[np.arange(len(first)), first]
     flipped = np.flatnonzero(margins > 2 * GATES.max_relative_logit_error * scale)
@@ -159,14 +158,7 @@ def _swapped_at_most_ties(output: object, expected: object, logits: Float32, tol
         return False
     wide = logits.astype(np.float64)
     distances = np.abs(np.take_along_axis(wide, mine, axis=1) - np.take_along_axis(wide, theirs, axis=1))
-    return bool((distances <= 2 * tolerance * _spread(logits)[:, None]).all())
-
-
-def _spread(logits: Float32) -> npt.NDArray[np.float64]:
-    """What an error is relative to: the largest of a row, measured from the row's mean."""
-    wide = logits.astype(np.float64)
-    largest: npt.NDArray[np.float64] = np.abs(wide - wide.mean(axis=1, keepdims=True)).max(axis=1)
-    return np.maximum(largest, _TINY)
+    return bool((distances <= 2 * tolerance * spread(logits)[:, None]).all())
 
 
 def _cosine(first: Float32, second: Float32) -> npt.NDArray[np.float64]:

@@ -114,7 +114,7 @@ def compare(
 
 
 def _measure(names: list[str], eager: Answers, shipped: Answers, gates: Gates) -> dict[str, Any]:
-    scale = _spread(eager.logits)
+    scale = spread(eager.logits)
     errors = np.abs(shipped.logits.astype(np.float64) - eager.logits).max(axis=1) / scale
     flips = _flips(names, eager.logits, shipped.logits, gates.max_relative_logit_error * scale)
     ties = sum(flip["tie"] for flip in flips)
@@ -136,8 +136,8 @@ def _measure(names: list[str], eager: Answers, shipped: Answers, gates: Gates) -
     return measured
 
 
-def _spread(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """What an error is relative to: a picture's largest logit, after their mean is taken off.
+def spread(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """What an error is relative to, float64 [N]: a picture's largest logit, after their mean is taken off.
 
     What is common to all classes decides nothing; CALIP's first term is almost only that.
     """

@@ -2,8 +2,9 @@
 
 With few rows (50 tokens of one picture) a product is bound by how fast its weights arrive. ONNX
 Runtime's MatMul packs them in panels and re-reads them for every dozen of rows; its convolution
-keeps them in blocks of channels (NCHWc) and reads them once, adds the bias on the way, and is about
-a fifth faster. With many rows both are equal. A convolution over [1,K,rows,1] is the same product.
+keeps them in blocks of channels (NCHWc), reads them once, and adds the bias on the way. With many
+rows both are equal. A convolution over [1,K,rows,1] is the same product. docs/performance.md has
+what it gains.
 """
 
 import onnx_ir as ir

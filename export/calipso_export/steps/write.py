@@ -37,7 +37,7 @@ from calipso_runtime.bundle import (
 
 # Protobuf cannot serialise more than 2 GiB in one message; the graph itself needs some of it.
 MAX_EMBEDDED_BYTES = 2**31 - 64 * 2**20
-# Measured on ViT-B/32 and B/16: products of about 400 rows are fastest, larger ones leave the caches (5 %).
+# Measured on ViT-B/32 and B/16 (docs/performance.md): larger products leave the caches.
 _BEST_ROWS = 400
 _TOOLS = ("calipso", "torch", "open_clip_torch", "onnx", "onnxscript", "onnx-ir", "numpy", "pillow")
 
@@ -83,7 +83,7 @@ class WriteGraphs:
         save(optimised.portable, path, manifest=carried)
         progress("writing the graphs", 1, 2)
         ort_path = path.with_name(ORT_MODEL_FILE)
-        save_over(optimised.ort, ort_path, weights=path, manifest=carried, run_batch=_run_batch(made[Traced].rows))
+        save_over(optimised.ort, ort_path, weights=path, manifest=carried, run_batch=run_batch(made[Traced].rows))
         made.add(Graph(path=path, ort_path=ort_path, manifest=manifest))
         progress("writing the graphs", 2, 2)
 
@@ -113,7 +113,8 @@ def save_over(graph: ir.Model, path: Path, *, weights: Path, manifest: str, run_
     seal_model(path)
 
 
-def _run_batch(rows: int | None) -> int | None:
+def run_batch(rows: int | None) -> int | None:
+    """How many pictures of so many rows each ONNX Runtime runs at once fastest; None where it does not matter."""
     return None if rows is None else max(1, round(_BEST_ROWS / rows))
 
 
