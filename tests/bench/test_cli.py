@@ -94,15 +94,18 @@ def test_a_finished_run_is_shown_again_without_measuring(
     assert (again.exit_code, again.stdout) == (0, first.stdout)
 
 
+@pytest.mark.usefixtures("quick", "no_torch")
 def test_an_interrupted_run_keeps_its_cells_and_says_how_to_go_on(
-    quick: None, no_torch: None, tiny: Path, tmp_path: Path, interrupted: list[str]
+    tiny: Path, tmp_path: Path, interrupted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = (tiny, *QUICK, "--batch", "1", "--json", tmp_path / "a.json")
+    monkeypatch.setattr(sys, "argv", ["calipso", "bench", "tiny.calipso", "--overwrite"])
 
     result = bench(*arguments)
 
     assert result.exit_code == 130
-    assert "keeps what was measured. The same command goes on:\n  calipso " in result.stderr
+    told = "keeps what was measured. The same command goes on:\n  calipso bench tiny.calipso\n"
+    assert told in result.stderr
     kept = read_json(tmp_path / "a.json")
     assert (len(kept["cells"]), kept["finished"]) == (1, False)
 
