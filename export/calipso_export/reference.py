@@ -68,7 +68,10 @@ class EagerClassifier:
             tokens = functional.normalize(model.tower.reference(model.visual, image)[1], dim=-1)
             answers["tokens"] = tokens
             if heads.calip is not None:
-                logits = logits + calip.reference(embedding, tokens, heads.text, heads.calip, scale=model.scale)
+                # In double: the first term is a large number common to all classes, whose rounding in the
+                # reference would count as the file's.
+                wide = (each.double() for each in (embedding, tokens, heads.text))
+                logits = logits + calip.reference(*wide, heads.calip, scale=model.scale).float()
         if heads.tip_adapter is not None and heads.keys is not None and self._values is not None:
             logits = logits + tip_adapter.reference(embedding, heads.keys, self._values, parameters=heads.tip_adapter)
         return {**answers, "logits": logits, "probabilities": logits.softmax(dim=-1)}

@@ -39,8 +39,14 @@ class Compiled(Eager):
         return f"{super()._precision_name()}, torch.compile"
 
     def _run(self, function: "Callable[[torch.Tensor], Any]", images: "torch.Tensor") -> Any:
-        with _quiet(compiling=(function, len(images)) not in self._compiled):
+        import torch
+
+        compiling = (function, len(images)) not in self._compiled
+        with _quiet(compiling=compiling):
             answers = super()._run(function, images)
+        if compiling:
+            # Loading code that was compiled with -ffast-math lets this thread flush denormal numbers to zero.
+            torch.set_flush_denormal(mode=False)
         self._compiled.add((function, len(images)))
         return answers
 
