@@ -70,8 +70,10 @@ class EagerClassifier:
             if heads.calip is not None:
                 # In double: the first term is a large number common to all classes, whose rounding in the
                 # reference would count as the file's.
-                wide = (each.double() for each in (embedding, tokens, heads.text))
-                logits = logits + calip.reference(*wide, heads.calip, scale=model.scale).float()
+                added = calip.reference(
+                    embedding.double(), tokens.double(), heads.text.double(), heads.calip, scale=model.scale
+                )
+                logits = logits + added.float()
         if heads.tip_adapter is not None and heads.keys is not None and self._values is not None:
             logits = logits + tip_adapter.reference(embedding, heads.keys, self._values, parameters=heads.tip_adapter)
         return {**answers, "logits": logits, "probabilities": logits.softmax(dim=-1)}

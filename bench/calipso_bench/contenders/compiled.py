@@ -46,7 +46,7 @@ class Compiled(Eager):
             answers = super()._run(function, images)
         if compiling:
             # Loading code that was compiled with -ffast-math lets this thread flush denormal numbers to zero.
-            torch.set_flush_denormal(mode=False)
+            torch.set_flush_denormal(False)
         self._compiled.add((function, len(images)))
         return answers
 
