@@ -7,12 +7,14 @@ picture.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import platform
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -139,7 +141,6 @@ def train(out: Path, settings: Settings, *, resume: bool = False) -> list[float]
         raise FileNotFoundError(msg)
     work.mkdir(parents=True, exist_ok=True)
     shapes_model.write_configuration(out, settings.architecture)
-    torch.set_flush_denormal(True)  # numbers near zero would otherwise slow the first steps down
     torch.manual_seed(settings.seed)
     model: Any = shapes_model.build(out).train()
     optimizer = optimizer_for(model)
@@ -153,7 +154,8 @@ def train(out: Path, settings: Settings, *, resume: bool = False) -> list[float]
         rate = learning_rate(step, settings)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses.append(train_step(model, optimizer, *batch_of(step, pictures, settings)))
+        with _denormals_as_zero():
+            losses.append(train_step(model, optimizer, *batch_of(step, pictures, settings)))
         progress.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", scale=f"{model.logit_scale.exp().item():.1f}")
         if (step + 1) % _CHECKPOINT_EVERY == 0:
             _keep(
@@ -174,6 +176,16 @@ def train(out: Path, settings: Settings, *, resume: bool = False) -> list[float]
     (out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(work)
     return losses
+
+
+@contextlib.contextmanager
+def _denormals_as_zero() -> Iterator[None]:
+    """Numbers near zero would slow the first steps down. It holds for all that the thread computes, so not for long."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def training_record(model: torch.nn.Module, settings: Settings, losses: list[float], seconds: float) -> dict[str, Any]:

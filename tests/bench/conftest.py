@@ -2,7 +2,6 @@
 
 import functools
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -75,12 +74,3 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported_model(exported: Path) -> Path:
     """The configuration that the exported bundle's model was made from."""
     return exported.parent / "bench-vit.json"
-
-
-@pytest.fixture(autouse=True)
-def denormals() -> Iterator[None]:
-    """Small floats as IEEE 754 has them, after each test: compiled rivals switch them off for the whole process."""
-    yield
-    import torch
-
-    torch.set_flush_denormal(False)

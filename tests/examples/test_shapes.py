@@ -1,5 +1,6 @@
 """Tests of the shapes example: its drawings, its demo task, its training and the models that the repository ships."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -236,6 +237,11 @@ def test_training_reduces_the_loss_and_an_interrupted_run_resumes_to_the_same_lo
     assert train(out, TINY, resume=True) == pytest.approx(losses, abs=1e-2)
     assert calls[15] == 10
     assert not out.with_name("tiny.work").exists()
+
+
+def test_training_gives_the_process_its_denormal_numbers_back(tmp_path: Path) -> None:
+    train(tmp_path / "tiny", dataclasses.replace(TINY, steps=1))
+    assert float(np.float64(5e-324)) > 0
 
 
 @pytest.mark.slow
