@@ -9,7 +9,7 @@ from export_samples import MakeConfig, below
 from onnx import TensorProto, helper
 
 from calipso_export import export
-from calipso_export.steps import lint as lint_step
+from calipso_export.lint import operators
 from calipso_export.steps.lint import lint
 from calipso_runtime.errors import ModelError
 
@@ -103,7 +103,8 @@ def test_a_file_that_is_no_graph_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("traced_once")
 def test_a_finding_ends_the_export_and_leaves_nothing(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lint_step, "_NOT_PORTABLE", ("LayerNormalization",))
+    rule = operators.refused("which most engines lack")
+    monkeypatch.setattr(operators, "RULES", ((("LayerNormalization",), rule),))
     config = make_config()
 
     with pytest.raises(ModelError, match=r"is not portable: node .* is LayerNormalization, which most engines lack"):

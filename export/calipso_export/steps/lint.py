@@ -1,4 +1,4 @@
-"""Lint: the written graph is valid ONNX, and uses nothing that only some engines have."""
+"""Lint: the written graph is valid ONNX, uses nothing that only some engines have, and nothing TensorRT refuses."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -7,13 +7,12 @@ import onnx
 from onnx import checker
 
 from calipso_export.config import ExportConfig
+from calipso_export.lint import tensorrt_findings
 from calipso_export.progress import Progress
 from calipso_export.step import Made
 from calipso_export.steps.write import Graph
 from calipso_runtime.errors import ModelError
 
-# Standard from opset 23, but rejected or unfused by most engines that are in the field.
-_NOT_PORTABLE = ("Attention",)
 _STANDARD_DOMAINS = ("", "ai.onnx")
 
 
@@ -51,15 +50,13 @@ def lint(path: Path, *, opset: int | None = None) -> list[str]:
         for node in model.graph.node
         if node.domain not in _STANDARD_DOMAINS
     ]
-    findings += [
-        f"node {node.name} is {node.op_type}, which most engines lack"
-        for node in model.graph.node
-        if node.op_type in _NOT_PORTABLE
-    ]
+    findings += [f"it defines the function {function.name}" for function in model.functions]
+    if not findings:
+        # The types of other operators are not known.
+        findings += tensorrt_findings(model, path.parent)
     found = {entry.domain: entry.version for entry in model.opset_import}.get("")
     if opset is not None and found != opset:
         findings.append(f"it is of opset {found}, asked for was {opset}")
-    findings += [f"it defines the function {function.name}" for function in model.functions]
     findings += [
         f"{value.name} has a fixed batch of {value.type.tensor_type.shape.dim[0].dim_value}"
         for value in (*model.graph.input, *model.graph.output)
