@@ -13,6 +13,7 @@ from calipso_bench import environment
 from calipso_bench.accuracy import figures
 from calipso_bench.accuracy.labelled import Labelled, LabelledData, read_labelled
 from calipso_bench.subject import Subject
+from calipso_export.parity import spread
 from calipso_export.progress import Progress, batches, silent
 from calipso_runtime import Classifier
 from calipso_runtime.backends import AUTO
@@ -25,10 +26,8 @@ KIND = "calipso-accuracy"
 SCHEMA_VERSION = 1
 DEPLOYED = "deployed"
 _BATCH = 16
-_TINY = 1e-12
 
 Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
 
 
 def measure(
@@ -100,7 +99,8 @@ class _Tally:
             order = np.argsort(-logits, axis=1, kind="stable")
             self.best.setdefault(side, []).extend(int(each) for each in order[:, 0])
             self.ranks.setdefault(side, []).extend(int(each) for each in (order == truth[:, None]).argmax(axis=1))
-        self.errors.extend(float(each) for each in _relative_error(answers[DEPLOYED], answers[whole]))
+        errors = np.abs(answers[DEPLOYED] - answers[whole].astype(np.float64)).max(axis=1) / spread(answers[whole])
+        self.errors.extend(errors.tolist())
         self.pictures.extend(pictures)
 
 
@@ -159,14 +159,6 @@ def _branches(subject: Subject, checkpoint: Path | None, model: Path | None, pro
         progress=progress,
     )
     return Branches(rebuilt)
-
-
-def _relative_error(answers: Float32, reference: Float32) -> Float64:
-    """Per picture, by the definition of `calipso_export.parity`: relative to the largest logit from their mean."""
-    wide = reference.astype(np.float64)
-    scale = np.abs(wide - wide.mean(axis=1, keepdims=True)).max(axis=1)
-    errors: Float64 = np.abs(answers - wide).max(axis=1) / np.maximum(scale, _TINY)
-    return errors
 
 
 def _document(
