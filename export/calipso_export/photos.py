@@ -140,9 +140,14 @@ def labelled_pictures(folder: Path, classes: Sequence[str]) -> list[tuple[Path, 
     if not folder.is_dir():
         message = f"{folder} is not a folder of pictures"
         raise ShotsError(message)
-    index_of = {_key(name): index for index, name in enumerate(classes)}
+    index_of = {class_key(name): index for index, name in enumerate(classes)}
     paths = [path for path in map(Path, collect([str(folder)])) if not path.name.startswith(".")]
-    return [(path, index_of.get(_key(path.parent.name))) for path in paths]
+    return [(path, index_of.get(class_key(path.parent.name))) for path in paths]
+
+
+def class_key(name: str) -> str:
+    """What is left of a class name when case, `_` and `/` do not count."""
+    return " ".join(name.replace("_", " ").replace("/", " ").split()).casefold()
 
 
 @contextlib.contextmanager
@@ -176,8 +181,8 @@ def _match(folder: Path, classes: Sequence[str]) -> Mapping[str, Path]:
     folders: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith("."):
-            folders.setdefault(_key(path.name), []).append(path)
-    keys = {_key(name): name for name in classes}
+            folders.setdefault(class_key(path.name), []).append(path)
+    keys = {class_key(name): name for name in classes}
     if len(keys) < len(classes):
         message = "some class names differ only in case, `_` or `/`: their folders of photos could not be told apart"
         raise ShotsError(message)
@@ -197,7 +202,3 @@ def _match(folder: Path, classes: Sequence[str]) -> Mapping[str, Path]:
         message = f"the folders in {folder} do not fit the {len(classes)} classes: {'; '.join(parts)}"
         raise ShotsError(message)
     return {name: folders[key][0] for key, name in keys.items()}
-
-
-def _key(name: str) -> str:
-    return " ".join(name.replace("_", " ").replace("/", " ").split()).casefold()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calipso_export.files import read_structured
+from calipso_export.photos import class_key
 from calipso_runtime.commands.collect import collect
 from calipso_runtime.errors import UsageError
 
@@ -74,11 +75,6 @@ def read_labelled(folder: Path, labels: Sequence[str], *, split: Path | None, su
         for entry in entries
     )
     return LabelledData(pictures=pictures, source=source)
-
-
-def class_key(name: str) -> str:
-    """What is left of a class name when case, `_` and `/` do not count; the exporter matches folders so, too."""
-    return " ".join(name.replace("_", " ").replace("/", " ").split()).casefold()
 
 
 def split_entries(path: Path, subset: str) -> list[Entry]:

@@ -19,8 +19,9 @@ from typing import TypeAlias
 
 import click
 
-from calipso_bench.accuracy.labelled import Entry, class_key, split_entries
+from calipso_bench.accuracy.labelled import Entry, split_entries
 from calipso_export.files import read_text
+from calipso_export.photos import class_key
 from calipso_runtime.errors import CalipsoError, UsageError
 
 Subsets: TypeAlias = dict[str, list[Entry]]
