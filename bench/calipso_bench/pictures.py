@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from calipso_runtime import pictures as decoder
+from calipso_bench.contenders.numpy_ends import preprocessed
 from calipso_runtime.bundle import Preprocess
 from calipso_runtime.commands.collect import collect
 
@@ -63,8 +63,8 @@ def gather(folder: Path | None, count: int, preprocess: Preprocess, *, seed: int
         chosen = [Path(paths[place * len(paths) // wanted]) for place in range(wanted)]
         encoded = tuple(chosen[place % wanted].read_bytes() for place in range(count))
         source = f"{wanted} of {len(paths)} pictures of the folder {folder.name}"
-    images = np.stack([decoder.decode(each, preprocess, name=f"picture {place}") for place, each in enumerate(encoded)])
     digest = hashlib.sha256(b"".join(hashlib.sha256(each).digest() for each in encoded))
+    images = preprocessed(encoded, preprocess)
     return Pictures(encoded=encoded, images=images, source=source, sha256=digest.hexdigest())
 
 

@@ -1,11 +1,10 @@
 """The naive ONNX export on OpenVINO: latency hint, fp32 arithmetic."""
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 from calipso_bench.contenders import ContenderUnavailable, Float32, Source, first_line
-from calipso_bench.contenders.numpy_ends import best, preprocessed
+from calipso_bench.contenders.numpy_ends import PlainContender
 
 try:
     import openvino
@@ -14,46 +13,26 @@ except ImportError as error:
     raise ContenderUnavailable(_MESSAGE) from error
 
 
-class OpenVinoPlain:
+class OpenVinoPlain(PlainContender):
     """One compiled model per output asked for, so that encoding alone does not compute the heads."""
 
     def __init__(self, subject: Source, *, name: str, threads: int | None) -> None:
-        path = subject.plain_onnx()
+        super().__init__(subject, name=name)
         self._core = openvino.Core()
-        self._model = self._core.read_model(path)
+        self._model = self._core.read_model(self._path)
         self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             self._settings["INFERENCE_NUM_THREADS"] = threads
-        self._preprocess = subject.preprocess
         self._request = functools.lru_cache(self._new_request)
         try:
             self._request("logits")
         except RuntimeError as error:
             message = f"openvino cannot compile the plain export: {first_line(error)}"
             raise ContenderUnavailable(message) from error
-        self.name = name
         device = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         version = openvino.__version__.partition("-")[0]
         self.about = f"torch.onnx.export on openvino {version}, CPU ({device}), fp32, latency hint"
         self.device = "cpu"
-        self.exact = True
-        self.weights_bytes = sum(each.stat().st_size for each in path.parent.glob(f"{path.name}*"))
-
-    def encode(self, images: Float32) -> Float32:
-        """See `Contender.encode`."""
-        return self._run(images, "embedding")
-
-    def classify(self, images: Float32) -> Float32:
-        """See `Contender.classify`."""
-        return self._run(images, "logits")
-
-    def answer(self, pictures: Sequence[bytes], top: int) -> list[list[int]]:
-        """See `Contender.answer`."""
-        return best(self._run(preprocessed(pictures, self._preprocess), "logits"), top)
-
-    def device_ms(self) -> float | None:
-        """It computes on the CPU."""
-        return None
 
     def close(self) -> None:
         """Drop the compiled models."""

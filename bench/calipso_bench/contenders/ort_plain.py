@@ -1,9 +1,7 @@
 """The naive ONNX export on ONNX Runtime, with its default options but the number of threads."""
 
-from collections.abc import Sequence
-
 from calipso_bench.contenders import ContenderUnavailable, Float32, Source, first_line
-from calipso_bench.contenders.numpy_ends import best, preprocessed
+from calipso_bench.contenders.numpy_ends import PlainContender
 
 try:
     import onnxruntime
@@ -18,45 +16,25 @@ _FATAL = 4
 _LOAD_ERRORS = (_native.Fail, _native.InvalidGraph, _native.InvalidArgument, _native.NotImplemented, RuntimeError)
 
 
-class OrtPlain:
+class OrtPlain(PlainContender):
     """One session; on CUDA where a session really runs there."""
 
     def __init__(self, subject: Source, *, name: str, threads: int | None) -> None:
-        path = subject.plain_onnx()
+        super().__init__(subject, name=name)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL
         options.intra_op_num_threads = threads or 0
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=_providers())
+            self._session = onnxruntime.InferenceSession(self._path, options, providers=_providers())
         except _LOAD_ERRORS as error:
             message = f"onnxruntime cannot load the plain export: {first_line(error)}"
             raise ContenderUnavailable(message) from error
         # Generous: without it a session computes the heads even where only the embedding is asked for.
         self._only_what_is_asked = onnxruntime.RunOptions()
         self._only_what_is_asked.only_execute_path_to_fetches = True
-        self._preprocess = subject.preprocess
-        self.name = name
         provider = self._session.get_providers()[0]
         self.about = f"torch.onnx.export on onnxruntime {onnxruntime.__version__}, {provider}, fp32"
         self.device = "cuda" if provider == _CUDA else "cpu"
-        self.exact = True
-        self.weights_bytes = sum(each.stat().st_size for each in path.parent.glob(f"{path.name}*"))
-
-    def encode(self, images: Float32) -> Float32:
-        """See `Contender.encode`."""
-        return self._run(images, "embedding")
-
-    def classify(self, images: Float32) -> Float32:
-        """See `Contender.classify`."""
-        return self._run(images, "logits")
-
-    def answer(self, pictures: Sequence[bytes], top: int) -> list[list[int]]:
-        """See `Contender.answer`."""
-        return best(self._run(preprocessed(pictures, self._preprocess), "logits"), top)
-
-    def device_ms(self) -> float | None:
-        """ONNX Runtime keeps no device clock that can be asked."""
-        return None
 
     def close(self) -> None:
         """Drop the session."""
