@@ -5,7 +5,7 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ def bench_command(*, bundle: Path, accuracy: bool, split: Path | None, subset: s
     if split is not None:
         message = "--split belongs to --accuracy: give both"
         raise UsageError(message)
+    from calipso_bench.html import page
+    from calipso_bench.markdown import markdown
     from calipso_bench.record import read
     from calipso_bench.run import run
 
@@ -64,7 +66,7 @@ def bench_command(*, bundle: Path, accuracy: bool, split: Path | None, subset: s
     old = None if config.baseline is None else read(config.baseline)
     with _resumable(config), progress_bars(Console(stderr=True)) as report:
         document = run(config, report)
-    _report(config, document)
+    _report(config, document, markdown, page)
     if old is not None:
         _compare(config, old, document)
 
@@ -113,16 +115,14 @@ def _command_line() -> str:
     return shlex.join(["calipso", *(argument for argument in sys.argv[1:] if argument != "--overwrite")])
 
 
-def _report(config: BenchConfig, document: dict[str, Any]) -> None:
-    from calipso_bench.markdown import markdown
-
+def _report(
+    config: BenchConfig, document: dict[str, Any], markdown: Callable[..., str], page: Callable[..., str]
+) -> None:
     text = markdown(document)
     click.echo(text, nl=False)
     if config.markdown is not None:
         _write(config.markdown, text)
     if config.html is not None:
-        from calipso_bench.html import page
-
         _write(config.html, page(document))
 
 
@@ -156,12 +156,7 @@ def _accuracy(config: BenchConfig, split: Path | None, subset: str) -> None:
         )
     if config.json is not None:
         _write(config.json, json.dumps(document, indent=1) + "\n")
-    text = markdown(document)
-    click.echo(text, nl=False)
-    if config.markdown is not None:
-        _write(config.markdown, text)
-    if config.html is not None:
-        _write(config.html, page(document))
+    _report(config, document, markdown, page)
 
 
 def _write(path: Path, text: str) -> None:

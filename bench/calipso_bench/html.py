@@ -6,7 +6,6 @@ from html import escape
 from typing import Any
 
 from calipso_bench import web
-from calipso_bench.report_figures import figures_of
 from calipso_bench.report_tables import cell_tables, in_short, own_rows, processes
 from calipso_bench.stats import UNSTABLE_CV, summary
 
@@ -17,6 +16,8 @@ _GIGA = 1e9
 
 def page(document: Document) -> str:
     """One self-contained page of a results document: no script, nothing loaded from elsewhere."""
+    from calipso_bench.report_figures import figures_of
+
     bundle = document["bundle"]
     figures = figures_of(document)
     latency = (*figures["latency"], cell_tables(document, "latency"))
