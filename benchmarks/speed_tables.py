@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from calipso_bench.cells import threads_in_words
 from calipso_bench.markdown import percent_of_peak, table
 from calipso_bench.record import read
 from calipso_bench.stats import Ratio, ratio_interval
@@ -99,8 +100,8 @@ def _verdict() -> str:
                 total += 1
                 found = against_best_rival(cell, best(cell, OURS))
                 what = (
-                    f"{document['bundle']['model']} {stage} batch {cell['batch']}, {cell['threads']} thread"
-                    f"{'s' if cell['threads'] > 1 else ''} ({_interval(found)} of {best(cell, RIVALS)})"
+                    f"{document['bundle']['model']} {stage} batch {cell['batch']}, "
+                    f"{threads_in_words(cell['threads'])} ({_interval(found)} of {best(cell, RIVALS)})"
                 )
                 if found.low > 1:
                     lost.append(what)
@@ -169,7 +170,7 @@ def serving_table() -> str:
         columns = ("contender", "cold start s", "to eager", "peak MiB", "peak / weights")
         threads = document["processes"][0]["threads"]
         parts.append(
-            f"{document['bundle']['model']}, {threads} threads, a new process for each of "
+            f"{document['bundle']['model']}, {threads_in_words(threads)}, a new process for each of "
             f"{min(map(len, lines.values()))} samples: import, load, first answer; files in the system's cache.\n\n"
             f"{table(columns, rows)}"
         )

@@ -23,7 +23,7 @@ class Cell:
 
     def __str__(self) -> str:
         stage = f" {self.stage}, batch {self.batch}" if self.stage else ""
-        return f"{self.scenario}{stage}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{self.scenario}{stage}, {threads_in_words(self.threads)}"
 
 
 def series(document: Mapping[str, Any]) -> dict[Cell, Samples]:
@@ -41,6 +41,11 @@ def series(document: Mapping[str, Any]) -> dict[Cell, Samples]:
             values = [scale * sample[name] for sample in process["samples"] if sample.get(name)]
             found.setdefault(cell, {})[process["contender"]] = values
     return {cell: samples for cell, samples in found.items() if any(samples.values())}
+
+
+def threads_in_words(count: int) -> str:
+    """For people."""
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def listed(cells: Iterable[Cell]) -> str:

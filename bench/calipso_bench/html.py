@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from calipso_bench import web
+from calipso_bench.cells import threads_in_words
 from calipso_bench.report_tables import cell_tables, in_short, own_rows, processes
 from calipso_bench.stats import UNSTABLE_CV, summary
 
@@ -130,7 +131,7 @@ def _words(value: Any) -> str:
 def _machine(document: Document) -> str:
     rows = [
         (
-            f"{threads} thread{'s' if threads != '1' else ''}",
+            threads_in_words(int(threads)),
             ", ".join(f"{name} {value:.0f}" for name, value in peaks["matmul_by_engine"].items()),
             f"{peaks['matmul_gflops']:.0f}",
             f"{peaks['read_gb_s']:.1f}",

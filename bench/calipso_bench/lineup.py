@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from calipso_bench.cells import threads_in_words
 from calipso_bench.contenders import Contender, ContenderUnavailable, connect, first_line, is_bundle
 from calipso_bench.pictures import Batch, Pictures, all_batches
 from calipso_bench.record import Record
@@ -61,8 +62,9 @@ class Lineup:
         Raises:
             ParityError: the bundle itself fails.
         """
+        what = f"verifying, {threads_in_words(self._threads)}"
         for place, name in enumerate(tuple(self.contenders)):
-            self._progress(f"verifying, {threads_in_words(self._threads)}", place, len(self.contenders))
+            self._progress(what, place, len(self.contenders))
             contender = self.contenders[name]
             try:
                 for stage in STAGES:
@@ -72,7 +74,7 @@ class Lineup:
                 self._leave_out(name, str(error))
                 continue
             self._judge(name, found)
-        self._progress(f"verifying, {threads_in_words(self._threads)}", len(self.contenders), len(self.contenders))
+        self._progress(what, len(self.contenders), len(self.contenders))
         self._record.save()
 
     def entrants(self, stage: str, batches: Sequence[Batch], reference: Reference) -> list[Entrant]:
@@ -134,11 +136,6 @@ class Lineup:
     def _add_setup(self, name: str, seconds: float) -> None:
         setup_s = self._record.contender(name)["setup_s"]
         setup_s[str(self._threads)] = setup_s.get(str(self._threads), 0.0) + seconds
-
-
-def threads_in_words(count: int) -> str:
-    """For a message."""
-    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def _entrant(

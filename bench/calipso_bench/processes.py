@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from calipso_bench.cells import threads_in_words
 from calipso_bench.contenders import ContenderUnavailable, is_bundle
-from calipso_bench.lineup import threads_in_words
 from calipso_bench.pictures import Pictures, all_batches
 from calipso_bench.record import Record
 from calipso_bench.subject import Subject

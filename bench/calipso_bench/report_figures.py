@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from calipso_bench import plots, web
+from calipso_bench.cells import threads_in_words
 from calipso_bench.contenders import REFERENCE
 
 Document = Mapping[str, Any]
@@ -44,7 +45,7 @@ def _latency(document: Document, looks: dict[str, plots.Look]) -> list[str]:
         for threads in _threads(document):
             cells = _cells(document, "latency", stage=stage, threads=threads)
             if cells:
-                title = f"{stage}, {_counted(threads)}"
+                title = f"{stage}, {threads_in_words(threads)}"
                 svg = plots.latency_figure(cells, looks, name=f"latency-{stage}-{threads}", title=title)
                 caption = (
                     f"{title}: share of calls answered within a time; further left is faster, markers are medians."
@@ -58,7 +59,7 @@ def _throughput(document: Document, looks: dict[str, plots.Look]) -> list[str]:
     for threads in _threads(document):
         cells = _cells(document, "throughput", threads=threads)
         if cells:
-            title = _counted(threads)
+            title = threads_in_words(threads)
             svg = plots.throughput_figure(cells, looks, name=f"throughput-{threads}", title=title)
             found.append(web.figure(svg, f"{title}: images per second of back-to-back batches; higher is faster."))
     return found
@@ -71,7 +72,7 @@ def _fidelity(document: Document, looks: dict[str, plots.Look]) -> list[str]:
         stage = next((each for each in _MAIN_STAGES if any(cell["stage"] == each for cell in measured)), None)
         cells = [cell for cell in measured if cell["stage"] == stage]
         if cells:
-            title = f"{stage}, {_counted(threads)}"
+            title = f"{stage}, {threads_in_words(threads)}"
             svg = plots.fidelity_figure(cells, document["verification"], looks, name=f"fidelity-{threads}", title=title)
             caption = (
                 f"{title}: lower is faster, further left is closer to {REFERENCE}'s answers ({REFERENCE} itself stands "
@@ -106,11 +107,7 @@ def _processes(document: Document) -> list[str]:
     for threads in dict.fromkeys(process["threads"] for process in document["processes"]):
         own = [each for each in document["processes"] if each["threads"] == threads and each["samples"]]
         if own:
-            title = _counted(threads)
+            title = threads_in_words(threads)
             svg = plots.processes_figure(own, name=f"processes-{threads}", title=title)
             found.append(web.figure(svg, f"{title}: a new process for every sample, files in the system's cache."))
     return found
-
-
-def _counted(threads: int) -> str:
-    return f"{threads} thread{'s' if threads > 1 else ''}"

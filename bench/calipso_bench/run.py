@@ -7,6 +7,7 @@ from typing import Any
 
 import calipso_runtime
 from calipso_bench import environment, machine, processes, work
+from calipso_bench.cells import threads_in_words
 from calipso_bench.config import BenchConfig
 from calipso_bench.contenders import (
     REFERENCE,
@@ -16,7 +17,7 @@ from calipso_bench.contenders import (
     is_bundle,
     names,
 )
-from calipso_bench.lineup import Lineup, threads_in_words
+from calipso_bench.lineup import Lineup
 from calipso_bench.pictures import STRIDE, Pictures, batches, gather
 from calipso_bench.record import Document, Record, begin
 from calipso_bench.scenarios import CELLS, LOADGEN, PROCESSES, cell_measure, process_samples
@@ -134,10 +135,11 @@ class _Run:
     def _machine(self, threads: int) -> None:
         peaks = self._record.document["machine"]
         if str(threads) not in peaks:
-            self._progress(f"measuring the machine, {threads_in_words(threads)}", 0, 1)
+            what = f"measuring the machine, {threads_in_words(threads)}"
+            self._progress(what, 0, 1)
             peaks[str(threads)] = machine.peaks(threads)
             self._record.save()
-            self._progress(f"measuring the machine, {threads_in_words(threads)}", 1, 1)
+            self._progress(what, 1, 1)
 
     def _cells(self, threads: int, missing: list[dict[str, Any]]) -> None:
         wanted = names(self._config.against)
@@ -148,12 +150,13 @@ class _Run:
             # With other threads the arithmetic is the same in another order; and each cell verifies its own batches.
             known = all(name in self._record.document["verification"] for name in lineup.contenders)
             lineup.verify(self._pictures, reference, self._config.batches[0], most=STRIDE if known else None)
+            what = f"measuring, {threads_in_words(threads)}"
             for done, key in enumerate(missing):
                 if done == 0:
-                    self._progress(f"measuring, {threads_in_words(threads)}", 0, len(missing))
+                    self._progress(what, 0, len(missing))
                 self._record.document["cells"].append(self._cell(key, lineup, reference))
                 self._record.save()
-                self._progress(f"measuring, {threads_in_words(threads)}", done + 1, len(missing))
+                self._progress(what, done + 1, len(missing))
 
     def _cell(self, key: dict[str, Any], lineup: Lineup, reference: Reference) -> Document:
         size = key["batch"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from calipso_bench.cells import threads_in_words
 from calipso_bench.plots.style import Look, legend, panels, svg
 
 FLOPS = {"encode": "encoder_flops_per_image", "classify": "flops_per_image"}
@@ -56,8 +57,8 @@ def roofline_figure(document: Mapping[str, Any], stage: str, looks: dict[str, Lo
             )
         axis.annotate("batch", (0.03, 0.02), xycoords="axes fraction", color="#555555")
         _roofs(axis, peaks, [intensity for _, intensity, _ in points], [achieved for *_, achieved in points])
-        counted = f"{count} thread{'s' if count > 1 else ''}"
-        axis.set_title(f"{counted}: {peaks['matmul_gflops']:.0f} GFLOP/s, {peaks['read_gb_s']:.0f} GB/s")
+        limits = f"{peaks['matmul_gflops']:.0f} GFLOP/s, {peaks['read_gb_s']:.0f} GB/s"
+        axis.set_title(f"{threads_in_words(count)}: {limits}")
         axis.set_xlabel("FLOP per byte of weights and input")
     axes[0].set_ylabel("achieved GFLOP/s")
     legend(figure, looks, list(shown), line=False)
