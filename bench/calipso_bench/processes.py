@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from calipso_bench.pictures import Pictures, all_batches
 from calipso_bench.record import Record
 from calipso_bench.subject import Subject
 from calipso_bench.verification import Reference, disagreements
-from calipso_bench.worker import ANSWERED
+from calipso_bench.worker import ANSWERED, status_bytes
 from calipso_export.progress import Progress
 from calipso_runtime.errors import CalipsoError, ParityError
 
@@ -160,17 +159,8 @@ class _Peak(threading.Thread):
     def run(self) -> None:
         """Look until the process ends."""
         while self._process.poll() is None:
-            own = _anonymous_bytes(self._status)
+            own = status_bytes(self._status, "RssAnon")
             if own is None:
                 return
             self.bytes = max(self.bytes or 0, own)
             time.sleep(_WATCH_S)
-
-
-def _anonymous_bytes(status: Path) -> int | None:
-    try:
-        text = status.read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(r"^RssAnon:\s+(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else None

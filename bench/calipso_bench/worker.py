@@ -109,14 +109,22 @@ def peak_rss_bytes() -> int | None:
     """The largest resident set of this process so far, file pages included; None where nobody tells."""
     if _STATUS.is_file():
         # Not getrusage's: that is handed down from the process that started this one.
-        found = re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(encoding="utf-8"), re.MULTILINE)
-        return int(found[1]) * 1024 if found else None
+        return status_bytes(_STATUS, "VmHWM")
     if sys.platform == "win32":
         return None
     import resource
 
     # In bytes on macOS, in KiB on other systems.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def status_bytes(status: Path, name: str) -> int | None:
+    """A size in the status that Linux tells of a process; None where it is not told, or the process is gone."""
+    try:
+        found = re.search(rf"^{name}:\s+(\d+) kB", status.read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 if __name__ == "__main__":
