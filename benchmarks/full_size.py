@@ -8,7 +8,6 @@ names are made up: encoding 16,000 photos is another measurement. Raw samples go
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from calipso_bench.environment import environment
+from calipso_bench.worker import peak_rss_bytes
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = 1000
@@ -72,7 +72,7 @@ def measure(model: str, folder: Path) -> dict[str, Any]:
 
     manifest, parity = export(ExportConfig(**config))
     seconds = time.perf_counter() - started
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak_bytes = peak_rss_bytes()
     from calipso_export.models import load_model
 
     visual = load_model(ExportConfig(**config)).visual
