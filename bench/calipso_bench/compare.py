@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calipso_bench.cells import Cell, Samples, listed, series
-from calipso_bench.contenders import BUNDLE_PREFIX
+from calipso_bench.contenders import is_bundle
 from calipso_bench.record import KIND, SCHEMA_VERSION
 from calipso_bench.stats import LEVEL, Ratio, resampled_medians
 from calipso_runtime.errors import UsageError
@@ -116,14 +116,14 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any], *, tolerance: float 
 def _rows(cell: Cell, old: Samples, new: Samples, tolerance: float, generator: np.random.Generator) -> Iterable[Row]:
     names = [name for name in new if name in old and old[name] and new[name]]
     changes = {name: _change(old[name], new[name], generator) for name in names}
-    rivals = [changes[name] for name in names if not name.startswith(BUNDLE_PREFIX)]
+    rivals = [changes[name] for name in names if not is_bundle(name)]
     machine = None
     if rivals and cell.unit == "ms":
         # First the medians themselves, then their resamples: the layout of `_change`.
         machine = np.median(np.stack(rivals), axis=0)
     for name in names:
-        is_bundle = name.startswith(BUNDLE_PREFIX)
-        adjusted = changes[name] if machine is None or not is_bundle else changes[name] / machine
+        own = is_bundle(name)
+        adjusted = changes[name] if machine is None or not own else changes[name] / machine
         tail = 50 * (1 - LEVEL)
         low, high = (float(value) for value in np.percentile(adjusted[1:], (tail, 100 - tail)))
         yield Row(
@@ -131,9 +131,9 @@ def _rows(cell: Cell, old: Samples, new: Samples, tolerance: float, generator: n
             contender=name,
             old=float(np.median(old[name])),
             new=float(np.median(new[name])),
-            machine=float(machine[0]) if machine is not None and is_bundle else None,
+            machine=float(machine[0]) if machine is not None and own else None,
             ratio=Ratio(ratio=float(adjusted[0]), low=low, high=high),
-            regressed=is_bundle and low > 1 + tolerance,
+            regressed=own and low > 1 + tolerance,
         )
 
 
@@ -194,7 +194,7 @@ def _line(row: Row) -> str:
     verdict = ""
     if row.regressed:
         verdict = "**regressed**"
-    elif row.contender.startswith(BUNDLE_PREFIX) and row.ratio.high < 1:
+    elif is_bundle(row.contender) and row.ratio.high < 1:
         verdict = "faster"
     machine = "-" if row.machine is None else f"{row.machine:.3f}"
     return (

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from calipso_bench import web
-from calipso_bench.contenders import BUNDLE_PREFIX, REFERENCE
+from calipso_bench.contenders import REFERENCE, is_bundle
 from calipso_bench.markdown import images_per_second, percent_of_peak
 from calipso_bench.stats import UNSTABLE_CV, ratio_interval, summary
 
@@ -17,7 +17,7 @@ def in_short(document: Document) -> str:
     rows = []
     for cell in document["cells"]:
         samples = cell["samples_ms"]
-        own = sorted((name for name in samples if name.startswith(BUNDLE_PREFIX)), key=lambda name: _p50(samples, name))
+        own = sorted(filter(is_bundle, samples), key=lambda name: _p50(samples, name))
         rivals = sorted(set(samples) - set(own), key=lambda name: _p50(samples, name))
         if cell["scenario"] != "latency" or not own or not rivals:
             continue
@@ -107,4 +107,4 @@ def _mib(samples: Sequence[Document], key: str) -> str:
 
 def own_rows(names: Iterable[object]) -> list[int]:
     """Numbers of the rows that are the bundle's."""
-    return [place for place, name in enumerate(names) if str(name).startswith(BUNDLE_PREFIX)]
+    return [place for place, name in enumerate(names) if is_bundle(str(name))]

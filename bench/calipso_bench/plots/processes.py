@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from calipso_bench.contenders import BUNDLE_PREFIX
+from calipso_bench.contenders import is_bundle
 from calipso_bench.plots.style import panels, svg
 
 # Parts of the way to the first answer, in this order; the rest of the total is Python's own start and the answer.
@@ -37,7 +37,7 @@ def processes_figure(processes: Sequence[Mapping[str, Any]], *, name: str, title
     seconds.set(xlabel="s from the start of the process, medians", title="cold start")
     seconds.set_xlim(right=max(totals) * 1.15)
     peaks = [_median(each, "peak_rss_bytes") / _MIB for each in ordered]
-    colors = ["#0072b2" if each.startswith(BUNDLE_PREFIX) else "#999999" for each in names]
+    colors = ["#0072b2" if is_bundle(each) else "#999999" for each in names]
     bars = memory.barh(names, peaks, color=colors)
     memory.bar_label(bars, [f"{peak:.0f}" for peak in peaks], padding=4)
     memory.set(xlabel="MiB, peak of the process", title="memory")

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from calipso_bench.contenders import BUNDLE_PREFIX
+from calipso_bench.contenders import is_bundle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +79,7 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
     others = cycle(_OTHERS)
     found = {}
     for name in sorted(names):
-        own = name.startswith(BUNDLE_PREFIX)
+        own = is_bundle(name)
         color, marker = _KNOWN.get(name) or next(others)
         found[name] = Look(color=color, marker=marker, linewidth=2.4 if own else 1.4, linestyle="-" if own else "--")
     return found
