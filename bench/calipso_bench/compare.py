@@ -11,7 +11,7 @@ import numpy.typing as npt
 from calipso_bench.cells import Cell, Samples, listed, series
 from calipso_bench.contenders import is_bundle
 from calipso_bench.record import KIND, SCHEMA_VERSION
-from calipso_bench.stats import LEVEL, Ratio, resampled_medians
+from calipso_bench.stats import Ratio, interval, resampled_medians
 from calipso_runtime.errors import UsageError
 
 DEFAULT_TOLERANCE = 0.05
@@ -124,8 +124,7 @@ def _rows(cell: Cell, old: Samples, new: Samples, tolerance: float, generator: n
     for name in names:
         own = is_bundle(name)
         adjusted = changes[name] if machine is None or not own else changes[name] / machine
-        tail = 50 * (1 - LEVEL)
-        low, high = (float(value) for value in np.percentile(adjusted[1:], (tail, 100 - tail)))
+        low, high = interval(adjusted[1:])
         yield Row(
             cell=cell,
             contender=name,

@@ -62,7 +62,7 @@ def median_interval(samples: Sequence[float], level: float = LEVEL) -> tuple[flo
         ValueError: there are no samples.
     """
     medians = resampled_medians(_checked(samples), np.random.default_rng(_SEED))
-    return _interval(medians, level)
+    return interval(medians, level)
 
 
 def ratio_interval(numerator: Sequence[float], denominator: Sequence[float], level: float = LEVEL) -> Ratio:
@@ -73,7 +73,7 @@ def ratio_interval(numerator: Sequence[float], denominator: Sequence[float], lev
     """
     above, below = _checked(numerator), _checked(denominator)
     generator = np.random.default_rng(_SEED)
-    low, high = _interval(resampled_medians(above, generator) / resampled_medians(below, generator), level)
+    low, high = interval(resampled_medians(above, generator) / resampled_medians(below, generator), level)
     return Ratio(ratio=float(np.median(above) / np.median(below)), low=low, high=high)
 
 
@@ -97,14 +97,15 @@ def resampled_medians(values: Float64, generator: np.random.Generator) -> Float6
     return medians
 
 
-def _place(uniform: Float64, count: int) -> npt.NDArray[np.int64]:
-    return np.minimum((uniform * count).astype(np.int64), count - 1)
-
-
-def _interval(resampled: Float64, level: float) -> tuple[float, float]:
+def interval(resampled: Float64, level: float = LEVEL) -> tuple[float, float]:
+    """What the middle share of resampled values lies between."""
     tail = 50 * (1 - level)
     low, high = np.percentile(resampled, (tail, 100 - tail))
     return float(low), float(high)
+
+
+def _place(uniform: Float64, count: int) -> npt.NDArray[np.int64]:
+    return np.minimum((uniform * count).astype(np.int64), count - 1)
 
 
 def _checked(samples: Sequence[float]) -> Float64:
