@@ -6,6 +6,7 @@ from typing import Any
 
 from calipso_bench.contenders import REFERENCE
 from calipso_bench.stats import UNSTABLE_CV, Summary, ratio_interval, summary
+from calipso_bench.work import FLOPS, achieved_gflops
 
 # Ratios are of this one.
 BASE = REFERENCE
@@ -31,12 +32,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, words: int =
 def percent_of_peak(document: Document, cell: Document, median_ms: float) -> float | None:
     """Achieved share of the measured fp32 matmul peak, of encoding and classifying cells; None where unknown."""
     work, peak = document["work"], document["machine"].get(str(cell["threads"]))
-    flops = {"encode": "encoder_flops_per_image", "classify": "flops_per_image"}.get(cell["stage"])
-    if work is None or peak is None or flops is None or not peak["matmul_gflops"]:
+    if work is None or peak is None or cell["stage"] not in FLOPS or not peak["matmul_gflops"]:
         return None
-    gflops: float = work[flops] * cell["batch"] / (median_ms / 1e3) / 1e9
-    share: float = gflops / peak["matmul_gflops"]
-    return share
+    return achieved_gflops(work, cell, median_ms) / float(peak["matmul_gflops"])
 
 
 def _title(document: Document) -> str:

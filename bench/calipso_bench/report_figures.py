@@ -6,11 +6,11 @@ from typing import Any
 from calipso_bench import plots, web
 from calipso_bench.cells import threads_in_words
 from calipso_bench.contenders import REFERENCE
+from calipso_bench.work import FLOPS
 
 Document = Mapping[str, Any]
 # The stage that stands for the whole classifier in the plots that show one stage, where it was measured.
 _MAIN_STAGES = ("classify", "encode", "end-to-end")
-_FLOPS_KNOWN = ("classify", "encode")
 
 
 def figures_of(document: Document) -> dict[str, list[str]]:
@@ -85,7 +85,7 @@ def _fidelity(document: Document, looks: dict[str, plots.Look]) -> list[str]:
 def _roofline(document: Document, looks: dict[str, plots.Look]) -> list[str]:
     if document["work"] is None:
         return []
-    for stage in _FLOPS_KNOWN:
+    for stage in FLOPS:
         cells = [each for each in _cells(document, "latency", stage=stage) if _has_peak(document, each)]
         if cells:
             svg = plots.roofline_figure(document, stage, looks, name="roofline", title=stage)

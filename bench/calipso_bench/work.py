@@ -1,11 +1,14 @@
 """How much there is to compute: operations and weights of the eager model, as torch counts them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from calipso_bench.contenders import ContenderUnavailable
 from calipso_bench.subject import Subject
 
 COUNTED_BY = "torch.utils.flop_counter"
+# Of the stages whose work is counted, the whole classifier first.
+FLOPS = {"classify": "flops_per_image", "encode": "encoder_flops_per_image"}
 
 
 def count(subject: Subject) -> dict[str, Any] | None:
@@ -45,6 +48,11 @@ def count(subject: Subject) -> dict[str, Any] | None:
         "weight_bytes": sum(value.numel() * value.element_size() for value in weights),
         "counted_by": COUNTED_BY,
     }
+
+
+def achieved_gflops(work: Mapping[str, Any], cell: Mapping[str, Any], median_ms: float) -> float:
+    """GFLOP/s of a cell whose stage is in `FLOPS`."""
+    return float(work[FLOPS[cell["stage"]]] * cell["batch"] / (median_ms / 1e3) / 1e9)
 
 
 def _head_weights(module: Any) -> list[Any]:

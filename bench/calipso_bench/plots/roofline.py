@@ -12,10 +12,9 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from calipso_bench.cells import threads_in_words
 from calipso_bench.plots.style import Look, legend, panels, svg
+from calipso_bench.work import FLOPS, achieved_gflops
 
-FLOPS = {"encode": "encoder_flops_per_image", "classify": "flops_per_image"}
 _FLOAT_BYTES = 4
-_GIGA = 1e9
 _PEAK_MARGIN = 1.35
 _BATCH_MARGIN = 2.2
 
@@ -38,7 +37,11 @@ def roofline_figure(document: Mapping[str, Any], stage: str, looks: dict[str, Lo
         own = [cell for cell in cells if cell["threads"] == count]
         peaks = document["machine"][str(count)]
         points = [
-            (contender, *_point(document, cell, stage, values))
+            (
+                contender,
+                intensity_of(document, stage, cell["batch"]),
+                achieved_gflops(document["work"], cell, float(np.median(values))),
+            )
             for cell in own
             for contender, values in cell["samples_ms"].items()
         ]
@@ -70,14 +73,6 @@ def intensity_of(document: Mapping[str, Any], stage: str, batch: int) -> float:
     work = document["work"]
     traffic = work["weight_bytes"] + batch * _FLOAT_BYTES * float(np.prod(document["bundle"]["input"]))
     return float(work[FLOPS[stage]] * batch / traffic)
-
-
-def _point(
-    document: Mapping[str, Any], cell: Mapping[str, Any], stage: str, values: Sequence[float]
-) -> tuple[float, float]:
-    seconds = float(np.median(values)) / 1e3
-    achieved = document["work"][FLOPS[stage]] * cell["batch"] / seconds / _GIGA
-    return intensity_of(document, stage, cell["batch"]), float(achieved)
 
 
 def _roofs(axis: Any, peaks: Mapping[str, Any], intensities: Sequence[float], achieved: Sequence[float]) -> None:
