@@ -1,6 +1,6 @@
 """What is measured: each scenario in its own file. Cells are taken in one process, others in many."""
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -24,12 +24,10 @@ SCENARIOS = (*CELLS, *PROCESSES, LOADGEN)
 
 def cell_measure(name: str) -> "Callable[[Sequence[Entrant], float, int], Tally]":
     """The function (entrants, seconds, seed) -> tally of a scenario of cells."""
-    module, _, attribute = CELLS[name].partition(":")
-    measure: Callable[[Sequence[Entrant], float, int], Tally] = getattr(importlib.import_module(module), attribute)
+    measure: Callable[[Sequence[Entrant], float, int], Tally] = pkgutil.resolve_name(CELLS[name])
     return measure
 
 
 def process_samples(name: str) -> int:
     """How many processes per contender a scenario needs."""
-    module, _, attribute = PROCESSES[name].partition(":")
-    return int(getattr(importlib.import_module(module), attribute))
+    return int(pkgutil.resolve_name(PROCESSES[name]))
