@@ -24,7 +24,7 @@ _NS_PER_MS = 1e6
 def documents(kind: str) -> list[Mapping[str, Any]]:
     """The results of one kind, smaller models first."""
     found = [read(path) for path in sorted(RESULTS.glob(f"{kind}-*.json"))]
-    return sorted(found, key=lambda each: each["work"]["flops_per_image"], reverse=False)
+    return sorted(found, key=lambda each: each["work"]["flops_per_image"])
 
 
 def cells_of(document: Mapping[str, Any], stage: str) -> list[Cell]:
@@ -49,18 +49,22 @@ def against_best_rival(cell: Cell, own: str) -> Ratio:
     return ratio_interval(samples[own], samples[best(cell, RIVALS)])
 
 
+def speed_cells() -> Iterator[tuple[str, Cell]]:
+    """The cells of whole classifiers, each after its model's name."""
+    for document in documents("speed"):
+        for stage in ("classify", "end-to-end"):
+            for cell in cells_of(document, stage):
+                yield document["bundle"]["model"], cell
+
+
 def speed_summary() -> str:
     """One picture at a time: what of the speed table a README has room for."""
     columns = ("model", "stage", "threads", *RIVALS[1:], *OURS, "faster of ours / best rival")
     rows = []
-    for document in documents("speed"):
-        for stage in ("classify", "end-to-end"):
-            for cell in cells_of(document, stage):
-                if cell["batch"] == 1:
-                    base = median_of(cell, BASE)
-                    ratios = [f"{median_of(cell, name) / base:.2f}" for name in (*RIVALS[1:], *OURS)]
-                    against = _interval(against_best_rival(cell, best(cell, OURS)))
-                    rows.append((document["bundle"]["model"], stage, str(cell["threads"]), *ratios, against))
+    for model, cell in speed_cells():
+        if cell["batch"] == 1:
+            against = _interval(against_best_rival(cell, best(cell, OURS)))
+            rows.append((model, cell["stage"], str(cell["threads"]), *_to_base(cell), against))
     return f"One picture at a time. {_what()}\n\n{table(columns, rows, words=2)}"
 
 
@@ -68,16 +72,15 @@ def speed_table() -> str:
     """Ratios to eager of every contender, and of ours to the best rival."""
     columns = ["model", "stage", "batch", "threads", *RIVALS[1:], *OURS, "default / best rival", "best / best rival"]
     rows = []
-    for document in documents("speed"):
-        for stage in ("classify", "end-to-end"):
-            for cell in cells_of(document, stage):
-                base = median_of(cell, BASE)
-                ratios = [f"{median_of(cell, name) / base:.2f}" for name in (*RIVALS[1:], *OURS)]
-                own = (DEFAULT, best(cell, OURS))
-                against = [_interval(against_best_rival(cell, name)) for name in own]
-                place = [document["bundle"]["model"], stage, str(cell["batch"]), str(cell["threads"])]
-                rows.append((*place, *ratios, *against))
+    for model, cell in speed_cells():
+        against = [_interval(against_best_rival(cell, name)) for name in (DEFAULT, best(cell, OURS))]
+        rows.append((model, cell["stage"], str(cell["batch"]), str(cell["threads"]), *_to_base(cell), *against))
     return f"{_what()}\n\n{table(columns, rows, words=2)}\n{_verdict()}"
+
+
+def _to_base(cell: Cell) -> list[str]:
+    base = median_of(cell, BASE)
+    return [f"{median_of(cell, name) / base:.2f}" for name in (*RIVALS[1:], *OURS)]
 
 
 def _what() -> str:
@@ -94,19 +97,17 @@ def _what() -> str:
 def _verdict() -> str:
     """How many cells are won, and which are not."""
     total, lost, unclear = 0, [], []
-    for document in documents("speed"):
-        for stage in ("classify", "end-to-end"):
-            for cell in cells_of(document, stage):
-                total += 1
-                found = against_best_rival(cell, best(cell, OURS))
-                what = (
-                    f"{document['bundle']['model']} {stage} batch {cell['batch']}, "
-                    f"{threads_in_words(cell['threads'])} ({_interval(found)} of {best(cell, RIVALS)})"
-                )
-                if found.low > 1:
-                    lost.append(what)
-                elif found.high >= 1:
-                    unclear.append(what)
+    for model, cell in speed_cells():
+        total += 1
+        found = against_best_rival(cell, best(cell, OURS))
+        what = (
+            f"{model} {cell['stage']} batch {cell['batch']}, {threads_in_words(cell['threads'])} "
+            f"({_interval(found)} of {best(cell, RIVALS)})"
+        )
+        if found.low > 1:
+            lost.append(what)
+        elif found.high >= 1:
+            unclear.append(what)
     text = "The bundle's faster engine is ahead of every rival, its whole interval below 1, in "
     text += f"{total - len(lost) - len(unclear)} of {total} cells.\n"
     if unclear:
