@@ -7,11 +7,11 @@ from typing import Any
 
 from calipso_bench import web
 from calipso_bench.cells import threads_in_words
+from calipso_bench.markdown import setup
 from calipso_bench.report_tables import cell_tables, in_short, own_rows, processes
 from calipso_bench.stats import UNSTABLE_CV, summary
 
 Document = Mapping[str, Any]
-_MIB = 2**20
 _GIGA = 1e9
 
 
@@ -61,10 +61,8 @@ def _lead(document: Document) -> str:
 def _contenders(document: Document) -> str:
     rows = []
     for line in document["contenders"]:
-        setup = ", ".join(f"{seconds:.1f}" for seconds in line["setup_s"].values())
-        rows.append(
-            (str(line["name"]), line["about"] if line["available"] else f"not run: {line['reason']}", setup or "-")
-        )
+        about = line["about"] if line["available"] else f"not run: {line['reason']}"
+        rows.append((str(line["name"]), about, setup(line)))
     return web.table(("contender", "what it is", "ready in s"), rows, words=2, own=own_rows(row[0] for row in rows))
 
 

@@ -8,8 +8,6 @@ from calipso_bench.contenders import REFERENCE
 from calipso_bench.stats import UNSTABLE_CV, Summary, ratio_interval, summary
 from calipso_bench.work import FLOPS, achieved_gflops
 
-# Ratios are of this one.
-BASE = REFERENCE
 Document = Mapping[str, Any]
 _MIB = 1 << 20
 
@@ -62,7 +60,7 @@ def _contenders(document: Document) -> str:
         else:
             about = line["about"] if checked["passed"] else f"{line['about']}; NOT TIMED, {checked['failures'][0]}"
             errors = f"{checked['relative_logit_error']:.1e}", f"{checked['top1_agreement']:.2%}"
-            rows.append((line["name"], about, *errors, _setup(line)))
+            rows.append((line["name"], about, *errors, setup(line)))
     if not rows:
         return ""
     against = sorted({checked["against"] for checked in document["verification"].values()})
@@ -72,7 +70,8 @@ def _contenders(document: Document) -> str:
     return table(("contender", "what", "logit error", "top-1 agreement", "ready in s"), rows, words=2) + note
 
 
-def _setup(line: Document) -> str:
+def setup(line: Document) -> str:
+    """Seconds until a contender was ready, for each number of threads."""
     return ", ".join(f"{seconds:.1f}" for seconds in line["setup_s"].values()) or "-"
 
 
@@ -82,7 +81,7 @@ def _cells(document: Document, scenario: str) -> str:
         return ""
     rate = scenario == "throughput"
     columns = ["contender", "stage", "batch", "threads", *(["images/s"] if rate else []), "p50 ms"]
-    columns += ["p90", "p95", "p99", "cv", f"to {BASE}", "95 % interval", "of peak"]
+    columns += ["p90", "p95", "p99", "cv", f"to {REFERENCE}", "95 % interval", "of peak"]
     on_device = any(cell["device_ms"] for cell in cells)
     rows = [row for cell in cells for row in _rows(document, cell, rate=rate)]
     if on_device:
@@ -134,10 +133,10 @@ def _percentiles(found: Summary) -> tuple[str, ...]:
 
 
 def _ratio(samples: Mapping[str, Sequence[float]], name: str) -> tuple[str, str]:
-    if BASE not in samples:
+    if REFERENCE not in samples:
         return "-", "-"
-    ratio = ratio_interval(samples[name], samples[BASE])
-    return f"{ratio.ratio:.3f}", "-" if name == BASE else f"{ratio.low:.3f} to {ratio.high:.3f}"
+    ratio = ratio_interval(samples[name], samples[REFERENCE])
+    return f"{ratio.ratio:.3f}", "-" if name == REFERENCE else f"{ratio.low:.3f} to {ratio.high:.3f}"
 
 
 def _processes(document: Document) -> str:
@@ -147,8 +146,8 @@ def _processes(document: Document) -> str:
         samples = line["samples"]
         if not samples:
             continue
-        seconds = [f"{_median(samples, key):.3g}" for key in ("import_s", "load_s", "first_answer_s", "steady_ms")]
-        sizes = [_mib(samples, key) for key in ("peak_rss_bytes", "peak_private_bytes", "weights_bytes")]
+        seconds = [f"{median(samples, key):.3g}" for key in ("import_s", "load_s", "first_answer_s", "steady_ms")]
+        sizes = [mib(samples, key) for key in ("peak_rss_bytes", "peak_private_bytes", "weights_bytes")]
         rows.append((line["contender"], str(line["threads"]), *seconds, *sizes))
     note = (
         "A new process for each sample, its files in the system's cache, and in the user's cache folder\n"
@@ -157,13 +156,14 @@ def _processes(document: Document) -> str:
     return f"cold start and memory\n\n{note}{table((*columns, 'weights MiB'), rows)}" if rows else ""
 
 
-def _median(samples: Sequence[Document], key: str) -> float:
-    values: list[float] = [sample[key] for sample in samples]
-    return statistics.median(values)
+def median(samples: Sequence[Document], key: str) -> float:
+    """Over the processes of a contender."""
+    return float(statistics.median(sample[key] for sample in samples))
 
 
-def _mib(samples: Sequence[Document], key: str) -> str:
-    values = [sample[key] for sample in samples if sample[key] is not None]
+def mib(samples: Sequence[Document], key: str) -> str:
+    """The median of a size, where it is known."""
+    values = [sample[key] for sample in samples if sample[key]]
     return f"{statistics.median(values) / _MIB:.0f}" if values else "-"
 
 

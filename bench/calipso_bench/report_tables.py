@@ -5,11 +5,10 @@ from typing import Any
 
 from calipso_bench import web
 from calipso_bench.contenders import REFERENCE, is_bundle
-from calipso_bench.markdown import images_per_second, percent_of_peak
+from calipso_bench.markdown import images_per_second, median, mib, percent_of_peak
 from calipso_bench.stats import UNSTABLE_CV, ratio_interval, summary
 
 Document = Mapping[str, Any]
-_MIB = 2**20
 
 
 def in_short(document: Document) -> str:
@@ -89,20 +88,11 @@ def processes(document: Document) -> str:
         samples = line["samples"]
         if not samples:
             continue
-        seconds = (f"{_middle(samples, key):.3f}" for key in ("import_s", "load_s", "first_answer_s", "total_s"))
-        sizes = (_mib(samples, key) for key in ("peak_rss_bytes", "peak_private_bytes", "weights_bytes"))
-        rows.append((line["contender"], line["threads"], *seconds, f"{_middle(samples, 'steady_ms'):.1f}", *sizes))
+        seconds = (f"{median(samples, key):.3f}" for key in ("import_s", "load_s", "first_answer_s", "total_s"))
+        sizes = (mib(samples, key) for key in ("peak_rss_bytes", "peak_private_bytes", "weights_bytes"))
+        rows.append((line["contender"], line["threads"], *seconds, f"{median(samples, 'steady_ms'):.1f}", *sizes))
     columns = ("contender", "threads", "import s", "load s", "first answer s", "total s", "steady ms", "peak MiB")
     return web.table((*columns, "private MiB", "weights MiB"), rows, own=own_rows(row[0] for row in rows))
-
-
-def _middle(samples: Sequence[Document], key: str) -> float:
-    return summary([sample[key] for sample in samples]).p50_ms
-
-
-def _mib(samples: Sequence[Document], key: str) -> str:
-    values = [sample[key] / _MIB for sample in samples if sample[key]]
-    return f"{summary(values).p50_ms:.0f}" if values else "-"
 
 
 def own_rows(names: Iterable[object]) -> list[int]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calipso_bench.contenders import is_bundle
+from calipso_bench.markdown import median
 from calipso_bench.plots.style import panels, svg
 
 # Parts of the way to the first answer, in this order; the rest of the total is Python's own start and the answer.
@@ -22,21 +23,21 @@ def processes_figure(processes: Sequence[Mapping[str, Any]], *, name: str, title
         name: prefix of the figure's ids.
         title: of the figure.
     """
-    ordered = sorted(processes, key=lambda each: -_median(each, "total_s"))
+    ordered = sorted(processes, key=lambda each: -median(each["samples"], "total_s"))
     figure, (seconds, memory) = panels(2, height=0.9 + _ROW_INCHES * len(ordered))
     names = [each["contender"] for each in ordered]
     left = [0.0] * len(ordered)
     for key, label, color in _PARTS:
-        widths = [_median(each, key) for each in ordered]
+        widths = [median(each["samples"], key) for each in ordered]
         seconds.barh(names, widths, left=left, color=color, label=label)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    totals = [_median(each, "total_s") for each in ordered]
+    totals = [median(each["samples"], "total_s") for each in ordered]
     rests = [max(0.0, total - start) for total, start in zip(totals, left, strict=True)]
     bars = seconds.barh(names, rests, left=left, color=_REST[1], label=_REST[0])
     seconds.bar_label(bars, [f"{total:.2f}" for total in totals], padding=4)
     seconds.set(xlabel="s from the start of the process, medians", title="cold start")
     seconds.set_xlim(right=max(totals) * 1.15)
-    peaks = [_median(each, "peak_rss_bytes") / _MIB for each in ordered]
+    peaks = [median(each["samples"], "peak_rss_bytes") / _MIB for each in ordered]
     colors = ["#0072b2" if is_bundle(each) else "#999999" for each in names]
     bars = memory.barh(names, peaks, color=colors)
     memory.bar_label(bars, [f"{peak:.0f}" for peak in peaks], padding=4)
@@ -52,7 +53,3 @@ def processes_figure(processes: Sequence[Mapping[str, Any]], *, name: str, title
     handles, labels = seconds.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3)
     return svg(figure, name, f"{title}: seconds to the first answer of a new process, and its peak memory")
-
-
-def _median(process: Mapping[str, Any], key: str) -> float:
-    return float(statistics.median(sample[key] for sample in process["samples"]))
