@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from calipso_bench.contenders import REFERENCE
-from calipso_bench.stats import UNSTABLE_CV, Summary, ratio_interval, summary
+from calipso_bench.stats import UNSTABLE_CV, ratio_interval, summary
 from calipso_bench.work import FLOPS, achieved_gflops
 
 Document = Mapping[str, Any]
@@ -79,46 +79,38 @@ def _cells(document: Document, scenario: str) -> str:
     cells = [cell for cell in document["cells"] if cell["scenario"] == scenario]
     if not cells:
         return ""
-    rate = scenario == "throughput"
-    columns = ["contender", "stage", "batch", "threads", *(["images/s"] if rate else []), "p50 ms"]
-    columns += ["p90", "p95", "p99", "cv", f"to {REFERENCE}", "95 % interval", "of peak"]
-    on_device = any(cell["device_ms"] for cell in cells)
-    rows = [row for cell in cells for row in _rows(document, cell, rate=rate)]
-    if on_device:
-        columns.append("on the device, p50 ms")
-        rows = [(*row, device) for row, device in zip(rows, _device_ms(cells), strict=True)]
+    columns = ["contender", "stage", "batch", "threads", *(["images/s"] if scenario == "throughput" else [])]
+    columns += ["p50 ms", "p90", "p95", "p99", "cv", f"to {REFERENCE}", "95 % interval", "of peak"]
+    columns += ["device ms"] if any(cell["device_ms"] for cell in cells) else []
+    rows = [[row[column] for column in columns] for cell in cells for row in cell_rows(document, cell)]
     return f"{scenario}\n\n{table(columns, rows, words=2)}"
 
 
-def _rows(document: Document, cell: Document, *, rate: bool) -> Iterator[tuple[str, ...]]:
+def cell_rows(document: Document, cell: Document) -> Iterator[dict[str, str]]:
+    """What can be said of each contender in a cell, by column, the fastest first."""
     samples = cell["samples_ms"]
     # The measured peak is the CPU's.
-    elsewhere = {line["name"] for line in document["contenders"] if line["device"] not in (None, "cpu")}
-    for name in _fastest_first(cell):
+    elsewhere = {line["name"] for line in document["contenders"] if line.get("device") not in (None, "cpu")}
+    for name in sorted(samples, key=lambda name: statistics.median(samples[name])):
         found = summary(samples[name])
         share = percent_of_peak(document, cell, found.p50_ms) if name not in elsewhere else None
-        yield (
-            name,
-            *(str(cell[key]) for key in ("stage", "batch", "threads")),
-            *([f"{images_per_second(cell, name):.1f}"] if rate else []),
-            *_percentiles(found),
-            f"{found.cv:.1%}{'!' if found.cv > UNSTABLE_CV else ''}",
-            *_ratio(samples, name),
-            "-" if share is None else f"{share:.0%}",
-        )
-
-
-def _device_ms(cells: Sequence[Document]) -> Iterator[str]:
-    """Of each row: what the device's own clock said, where the engine can tell."""
-    for cell in cells:
-        for name in _fastest_first(cell):
-            own = (cell["device_ms"] or {}).get(name)
-            yield f"{statistics.median(own):.4g}" if own else "-"
-
-
-def _fastest_first(cell: Document) -> list[str]:
-    samples = cell["samples_ms"]
-    return sorted(samples, key=lambda name: statistics.median(samples[name]))
+        device = (cell["device_ms"] or {}).get(name)
+        ratio, interval = to_reference(samples, name)
+        yield {
+            "contender": name,
+            **{key: str(cell[key]) for key in ("stage", "batch", "threads")},
+            "images/s": f"{images_per_second(cell, name):.1f}",
+            "p50 ms": f"{found.p50_ms:.4g}",
+            "p90": f"{found.p90_ms:.4g}",
+            "p95": f"{found.p95_ms:.4g}",
+            "p99": f"{found.p99_ms:.4g}",
+            "cv": f"{found.cv:.1%}{'!' if found.cv > UNSTABLE_CV else ''}",
+            "n": str(found.count),
+            f"to {REFERENCE}": ratio,
+            "95 % interval": interval,
+            "of peak": "-" if share is None else f"{share:.0%}",
+            "device ms": f"{statistics.median(device):.4g}" if device else "-",
+        }
 
 
 def images_per_second(cell: Document, name: str) -> float:
@@ -128,11 +120,8 @@ def images_per_second(cell: Document, name: str) -> float:
     return rate
 
 
-def _percentiles(found: Summary) -> tuple[str, ...]:
-    return tuple(f"{value:.4g}" for value in (found.p50_ms, found.p90_ms, found.p95_ms, found.p99_ms))
-
-
-def _ratio(samples: Mapping[str, Sequence[float]], name: str) -> tuple[str, str]:
+def to_reference(samples: Mapping[str, Sequence[float]], name: str) -> tuple[str, str]:
+    """The ratio of a contender's median to the reference's, and its interval."""
     if REFERENCE not in samples:
         return "-", "-"
     ratio = ratio_interval(samples[name], samples[REFERENCE])

@@ -1,12 +1,12 @@
 """The report's larger tables: the cells of latency and throughput, and the processes."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from calipso_bench import web
 from calipso_bench.contenders import REFERENCE, is_bundle
-from calipso_bench.markdown import images_per_second, median, mib, percent_of_peak
-from calipso_bench.stats import UNSTABLE_CV, ratio_interval, summary
+from calipso_bench.markdown import cell_rows, median, mib, to_reference
+from calipso_bench.stats import ratio_interval, summary
 
 Document = Mapping[str, Any]
 
@@ -24,7 +24,7 @@ def in_short(document: Document) -> str:
         rows.append(
             (
                 *(cell[key] for key in ("stage", "batch", "threads")),
-                *_to_reference(samples, own[0]),
+                *to_reference(samples, own[0]),
                 f"{best.ratio:.3f} ({rivals[0]})",
                 f"{best.low:.3f} to {best.high:.3f}",
                 f"{_p50(samples, own[0]):.4g} ({own[0]})",
@@ -47,38 +47,11 @@ def cell_tables(document: Document, scenario: str) -> str:
     columns += ["device ms"] if any(cell["device_ms"] for cell in cells) else []
     parts = []
     for stage in dict.fromkeys(cell["stage"] for cell in cells):
-        rows = [row for cell in cells if cell["stage"] == stage for row in _cell_rows(document, cell)]
-        rows = [row[: len(columns)] for row in rows]
-        found = web.table(columns, rows, words=3, own=own_rows(row[2] for row in rows))
-        parts.append(web.folded(f"{scenario}, {stage}: every number", found))
+        found = [row for cell in cells if cell["stage"] == stage for row in cell_rows(document, cell)]
+        rows = [[row[column] for column in columns] for row in found]
+        shown = web.table(columns, rows, words=3, own=own_rows(row["contender"] for row in found))
+        parts.append(web.folded(f"{scenario}, {stage}: every number", shown))
     return "".join(parts)
-
-
-def _cell_rows(document: Document, cell: Document) -> Iterator[tuple[object, ...]]:
-    samples = cell["samples_ms"]
-    for name in sorted(samples, key=lambda each: summary(samples[each]).p50_ms):
-        found = summary(samples[name])
-        share = percent_of_peak(document, cell, found.p50_ms)
-        device = (cell["device_ms"] or {}).get(name)
-        yield (
-            cell["batch"],
-            cell["threads"],
-            name,
-            *([f"{images_per_second(cell, name):.1f}"] if cell["scenario"] == "throughput" else []),
-            *(f"{value:.4g}" for value in (found.p50_ms, found.p90_ms, found.p95_ms, found.p99_ms)),
-            f"{found.cv:.1%}{'!' if found.cv > UNSTABLE_CV else ''}",
-            found.count,
-            *_to_reference(samples, name),
-            "-" if share is None else f"{share:.0%}",
-            f"{summary(device).p50_ms:.4g}" if device else "-",
-        )
-
-
-def _to_reference(samples: Mapping[str, Sequence[float]], name: str) -> tuple[str, str]:
-    if REFERENCE not in samples or name == REFERENCE:
-        return ("1" if name == REFERENCE else "-"), "-"
-    ratio = ratio_interval(samples[name], samples[REFERENCE])
-    return f"{ratio.ratio:.3f}", f"{ratio.low:.3f} to {ratio.high:.3f}"
 
 
 def processes(document: Document) -> str:
@@ -95,6 +68,6 @@ def processes(document: Document) -> str:
     return web.table((*columns, "private MiB", "weights MiB"), rows, own=own_rows(row[0] for row in rows))
 
 
-def own_rows(names: Iterable[object]) -> list[int]:
+def own_rows(names: Iterable[str]) -> list[int]:
     """Numbers of the rows that are the bundle's."""
-    return [place for place, name in enumerate(names) if is_bundle(str(name))]
+    return [place for place, name in enumerate(names) if is_bundle(name)]
