@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from benchmarks import RESULTS
 from benchmarks.full_size import inputs
 from calipso_bench.environment import commit, environment
 from calipso_bench.sampling import Entrant, Tally, calls_per_turn, sample, timed_call
@@ -38,7 +39,6 @@ from calipso_export.steps.optimise import optimise
 from calipso_export.steps.trace import trace
 from calipso_export.steps.write import run_batch
 
-RESULTS = Path(__file__).parent / "results"
 SECONDS = 5.0
 BATCHES = (1, 8)
 LARGE_BATCH = 32

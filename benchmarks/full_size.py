@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import RESULTS
 from calipso_bench.environment import environment
 from calipso_bench.worker import peak_rss_bytes
 
-RESULTS = Path(__file__).parent / "results"
 CLASSES = 1000
 SHOTS = 16
 RUNS = 3

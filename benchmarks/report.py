@@ -8,13 +8,10 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from benchmarks import speed_tables
+from benchmarks import RESULTS, ROOT, speed_tables
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 _START, _END = "<!-- generated: ", "<!-- end -->"
 _MB = 1e6

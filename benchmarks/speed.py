@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks import RESULTS, ROOT
 from benchmarks.full_size import inputs
 from calipso_bench.config import BenchConfig
 from calipso_bench.environment import commit
@@ -25,8 +26,6 @@ from calipso_export.progress import Progress
 from calipso_export.progress_bars import progress_bars
 from calipso_runtime.errors import UsageError
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "build" / "bench"
 # The stages of each model. The largest one's encoder alone would take a sixth of all the time.
 MODELS = {

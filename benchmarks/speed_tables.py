@@ -2,15 +2,14 @@
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from benchmarks import RESULTS
 from calipso_bench.cells import threads_in_words
 from calipso_bench.markdown import percent_of_peak, table
 from calipso_bench.record import read
 from calipso_bench.stats import Ratio, ratio_interval
 
-RESULTS = Path(__file__).parent / "results"
 BASE = "eager"
 RIVALS = ("eager", "compile", "ort-plain", "openvino")
 OURS = ("bundle/ort", "bundle/openvino")
