@@ -28,12 +28,14 @@ from calipso_bench.environment import commit, environment
 from calipso_bench.sampling import Entrant, Tally, calls_per_turn, sample, timed_call
 from calipso_export import ExportConfig
 from calipso_export.classifier import ClassifierModule
-from calipso_export.forms import ORT_FORMS, PORTABLE_FORMS
+from calipso_export.forms import ORT_FORMS, PORTABLE_FORMS, Form
 from calipso_export.heads import calip, tip_adapter, zero_shot
 from calipso_export.heads.calip import CalipHead, CalipParameters
 from calipso_export.heads.tip_adapter import TipAdapterHead, TipAdapterParameters
 from calipso_export.heads.zero_shot import ZeroShotHead
 from calipso_export.models import LoadedModel, load_model
+from calipso_export.precision import PRECISIONS
+from calipso_export.precision.lower import lower
 from calipso_export.progress_bars import progress_bars
 from calipso_export.steps.optimise import optimise
 from calipso_export.steps.trace import trace
@@ -87,24 +89,31 @@ def main() -> int:
 def encoders(model: LoadedModel, config: ExportConfig) -> Graphs:
     """ONNX Runtime's graph of the encoder with tokens: with all forms, and less each of them."""
     module = classifier(model, with_tokens=True, outputs=("logits", "tokens"))
-    graphs = {ALL: optimise(trace(module, model, with_outputs(config, "logits", "tokens"))).ort}
+    graphs = {ALL: for_ort(trace(module, model, with_outputs(config, "logits", "tokens")))}
     for name in (*PORTABLE_FORMS, *ORT_FORMS):
-        graphs[f"without {name}"] = optimise(
+        graphs[f"without {name}"] = for_ort(
             trace(module, model, with_outputs(config, "logits", "tokens")),
             portable={key: form for key, form in PORTABLE_FORMS.items() if key != name},
             ort={key: form for key, form in ORT_FORMS.items() if key != name},
-        ).ort
+        )
     graphs["without any (the portable graph)"] = optimise(
-        trace(module, model, with_outputs(config, "logits", "tokens")), portable={}, ort={}
+        trace(module, model, with_outputs(config, "logits", "tokens")), portable={}
     ).portable
     return graphs
+
+
+def for_ort(
+    traced: ir.Model, *, portable: Mapping[str, Form] = PORTABLE_FORMS, ort: Mapping[str, Form] = ORT_FORMS
+) -> ir.Model:
+    """ONNX Runtime's graph with these forms."""
+    return lower(optimise(traced, portable=portable).portable, PRECISIONS["fp32"], ranges=None, ort_forms=ort).ort
 
 
 def last_blocks(model: LoadedModel, config: ExportConfig) -> Graphs:
     """Without CALIP: the last block for the class token alone, and for all tokens of which none is read."""
     config = with_outputs(config, "logits")
     return {
-        name: optimise(trace(classifier(model, with_tokens=with_tokens, outputs=("logits",)), model, config)).ort
+        name: for_ort(trace(classifier(model, with_tokens=with_tokens, outputs=("logits",)), model, config))
         for name, with_tokens in ((ALL, False), ("without the pooled last block", True))
     }
 
@@ -188,7 +197,7 @@ def heads(width: int) -> Graphs:
         if program is None:
             message = "torch.onnx.export returned no program"
             raise RuntimeError(message)
-        graphs[name] = optimise(program.model, ort=ORT_FORMS if name == ALL else {}).ort
+        graphs[name] = for_ort(program.model, ort=ORT_FORMS if name == ALL else {})
     return graphs
 
 
@@ -217,7 +226,7 @@ def in_parts(model: LoadedModel, config: ExportConfig, folder: Path) -> Iterator
     """A large batch in the parts that are run, and in one piece."""
     config = with_outputs(config, "logits", "tokens")
     module = classifier(model, with_tokens=True, outputs=("logits", "tokens"))
-    session = session_of(optimise(trace(module, model, config)).ort, folder)
+    session = session_of(for_ort(trace(module, model, config)), folder)
     size = run_batch(module.tower.rows) or LARGE_BATCH
     image = np.random.default_rng(0).standard_normal((LARGE_BATCH, 3, *model.preprocess.size), dtype=np.float32)
     parts = np.array_split(image, -(-LARGE_BATCH // size))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calipso_export.classes import read_classes
-from calipso_export.config import OPSETS, ExportConfig, Gates
+from calipso_export.config import IO_DTYPES, OPSETS, TARGETS, ExportConfig, Gates
 from calipso_export.config_file import read_config
 from calipso_export.progress_bars import progress_bars
 from calipso_export.report import made_anew
@@ -46,6 +46,18 @@ _MOST_FLIPS_SHOWN = 10
 @click.option("--outputs", metavar="NAMES", help="What the graph gives, out of logits,embedding,probabilities,tokens.")
 @click.option("--config", "config_file", type=_PATH, metavar="FILE.toml", help="Settings; flags win over them.")
 @click.option("--opset", type=click.Choice(list(map(str, OPSETS))), help="ONNX opset (default 18).")
+@click.option("--precision", help="fp32, fp16, bf16, int8, int8-dynamic, int8-weights, int8-fp16, fp8 or auto.")
+@click.option("--target", type=click.Choice(TARGETS), help="For --precision auto (default: what this machine has).")
+@click.option("--max-drop", type=float, metavar="POINTS", help="For auto: accuracy that may be lost (default 0.1).")
+@click.option("--io-dtype", type=click.Choice(IO_DTYPES), help="Of the graph's input and outputs (default fp32).")
+@click.option("--calib-data", type=_PATH, metavar="DIR", help="Pictures to calibrate int8 and fp8 on (default: shots).")
+@click.option("--calib-pictures", type=int, help="At most so many of them (default 256).")
+@click.option("--reduce-range", is_flag=True, default=None, help="7-bit int8 weights, for CPUs without VNNI.")
+@click.option("--pin", multiple=True, metavar="LAYER", help="Keep a layer in fp32; may be given several times.")
+@click.option("--repair-minutes", type=float, help="Budget to find layers that must stay in fp32 (default 15).")
+@click.option(
+    "--gate", "gates", multiple=True, metavar="NAME=VALUE", help="Change a gate; docs/precision.md lists them."
+)
 @click.option("--verify-data", type=_PATH, metavar="DIR", help="Pictures to verify on (default: the shots).")
 @click.option("--seed", type=int, help="Of the augmentation (default 0).")
 @click.option("--feature-cache", type=_PATH, metavar="DIR", help="Keeps encoded photos between runs.")
@@ -55,8 +67,8 @@ _MOST_FLIPS_SHOWN = 10
 def export_command(config_file: Path | None, **flags: Any) -> None:
     """Export an open_clip model, class names and photos as one verified ONNX graph."""
     config = _config(config_file, flags)
-    console = _console()
-    with _needs_the_exporter(), warnings.catch_warnings(record=True) as caught:
+    console = plain_console()
+    with needs_the_exporter(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", CalipsoWarning)
         from calipso_export import export
         from calipso_export.parity import FailedParityError
@@ -69,6 +81,8 @@ def export_command(config_file: Path | None, **flags: Any) -> None:
             raise
     console.print(_head_table(manifest))
     _print_parity(console, parity)
+    for line in precision_lines(manifest, parity.document):
+        console.print(line)
     for skipped in parity.document["skipped_photos"]:
         console.print(f"left out: {skipped}", soft_wrap=True)
     for warning in caught:
@@ -88,7 +102,7 @@ def export_command(config_file: Path | None, **flags: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the measurements as JSON.")
 def verify_command(bundle: Path, as_json: bool, **flags: Any) -> None:  # noqa: FBT001
     """Compare a bundle's file with eager PyTorch again; exit code 1 if a gate fails."""
-    with _needs_the_exporter():
+    with needs_the_exporter():
         from calipso_export.reverify import reverify
 
         with progress_bars(Console(stderr=True)) as report:
@@ -96,7 +110,7 @@ def verify_command(bundle: Path, as_json: bool, **flags: Any) -> None:  # noqa: 
     if as_json:
         Console(soft_wrap=True).print_json(data=parity.document)
     else:
-        _print_parity(_console(), parity)
+        _print_parity(plain_console(), parity)
     if parity.failures:
         failures = "\n  ".join(parity.failures)
         message = f"{bundle} does not answer like eager PyTorch:\n  {failures}"
@@ -110,6 +124,9 @@ def _config(config_file: Path | None, flags: dict[str, Any]) -> ExportConfig:
         given["classes"] = read_classes(given["classes"])
     if "outputs" in given:
         given["outputs"] = tuple(name.strip() for name in given["outputs"].split(","))
+    given = {name: value for name, value in given.items() if value != ()}
+    if "gates" in given:
+        given["gates"] = dict(_gate(text) for text in given["gates"])
     if "opset" in given:
         given["opset"] = int(given["opset"])
     settings = read_config(config_file) if config_file is not None else {}
@@ -128,22 +145,51 @@ def _config(config_file: Path | None, flags: dict[str, Any]) -> ExportConfig:
         raise UsageError(message) from error
 
 
+def _gate(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name.strip(), float(value)
+    except ValueError as error:
+        message = f"--gate is {text!r}: expected NAME=VALUE, such as min_same_top1=0.99"
+        raise UsageError(message) from error
+
+
 _WEIGHTS = ("pretrained", "checkpoint", "random_init")
 
 
-def _console() -> Console:
+def plain_console() -> Console:
     """Names of classes and files are data: "[red]" or ":cat:" in one is not markup."""
     return Console(markup=False, emoji=False, highlight=False)
 
 
 @contextlib.contextmanager
-def _needs_the_exporter() -> Iterator[None]:
+def needs_the_exporter() -> Iterator[None]:
     """This file comes with the runtime's wheel: torch and the rest come with an extra."""
     try:
         yield
     except ModuleNotFoundError as error:
         message = f"this command needs {error.name}, which is not installed: pip install 'calipso[export,ort]'"
         raise CalipsoError(message) from error
+
+
+def precision_lines(manifest: "Manifest", document: dict[str, Any]) -> list[str]:
+    """What became of the precision: tried, calibrated, pinned."""
+    lines = [
+        f"{point['precision']}: {'passed' if point['passed'] else 'failed'}, {point['cpu_time_to_fp32']:.2f} of fp32's "
+        f"time on this CPU, {100 * point['drop']:.2f} points lost"
+        for point in document.get("frontier", [])
+    ]
+    if manifest.precision == "fp32":
+        return lines
+    record = manifest.graph["precision"]
+    lines.append(
+        f"precision: {manifest.precision}, {len(record['kept_in_fp32'])} nodes kept in fp32 beside the islands"
+    )
+    if calibration := record["calibration"]:
+        lines.append(f"ranges: {calibration['methods']['chosen']}, {calibration['pictures']} pictures")
+    repair = document.get("repair") or {"pinned": ()}
+    lines += [f"pinned: {each['node']}: {each['reason']}" for each in repair["pinned"]]
+    return lines
 
 
 def _head_table(manifest: "Manifest") -> Table:
@@ -177,7 +223,7 @@ def _chosen(record: dict[str, Any]) -> str:
 def _print_parity(console: Console, parity: "Parity") -> None:
     document = parity.document
     table = Table(title="the file against eager PyTorch", title_justify="left")
-    for column in ("batch", "pictures", "worst logit error", "p99", "mean", "lowest cosine", "top-1 agreement"):
+    for column in ("batch", "pictures", "worst logit error", "p99", "mean", "lowest cosine", "same top-1"):
         table.add_column(column, justify="right")
     for batch, measured in document["by_batch"].items():
         error, cosine = measured["relative_logit_error"], measured.get("embedding_cosine")
@@ -188,7 +234,7 @@ def _print_parity(console: Console, parity: "Parity") -> None:
             f"{error['p99']:.1e}",
             f"{error['mean']:.1e}",
             "-" if cosine is None else f"{cosine['min']:.7f}",
-            f"{measured['top1_agreement']:.2%}",
+            f"{measured['same_top1']:.2%}",
         )
     gates = Gates(**document["gates"])
     table.add_row(
@@ -198,7 +244,7 @@ def _print_parity(console: Console, parity: "Parity") -> None:
         "",
         "",
         f"{gates.min_embedding_cosine:.7f}",
-        f"{gates.min_top1_agreement:.2%}",
+        f"{max(gates.min_same_top1, gates.min_top1_agreement):.2%}",
         style="dim",
     )
     console.print(table)
@@ -210,4 +256,9 @@ def _print_parity(console: Console, parity: "Parity") -> None:
     if accuracy := document.get("accuracy"):
         sides = ", ".join(f"{side} {accuracy[side]['top1']:.2%}" for side in ("eager", "shipped"))
         console.print(f"top-1 on {accuracy['pictures']} labelled pictures: {sides}")
+        low, high = (100 * value for value in accuracy["drop_interval_95"])
+        console.print(
+            f"lost: {100 * accuracy['drop']:.2f} points (95 % interval {low:.2f} to {high:.2f}), "
+            f"McNemar's p {accuracy['mcnemar_p']:.2g}"
+        )
     console.print(f"parity: {document['status']}", style="green" if document["status"] == "passed" else "red")

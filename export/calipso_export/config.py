@@ -11,12 +11,14 @@ from calipso_export.templates import DEFAULT_TEMPLATES
 from calipso_runtime.bundle import Preprocess
 from calipso_runtime.errors import BundleSchemaError, UsageError
 
-OPSETS = (18, 20)
+OPSETS = (18, 20, 22)
 _MOST_SEED = 2**63 - 1
 OUTPUTS = ("logits", "embedding", "probabilities", "tokens")
+TARGETS = ("cpu", "gpu")
+IO_DTYPES = ("fp32", "fp16")
 # What may be overridden of open_clip's `preprocess_cfg`; the size is the model's own.
 _PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
-PATHS = ("checkpoint", "shots", "cache_file", "verify_data", "feature_cache", "output")
+PATHS = ("checkpoint", "shots", "cache_file", "verify_data", "calib_data", "feature_cache", "output")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,15 +31,21 @@ class Gates:
         min_embedding_cosine: smallest cosine between the two embeddings of a picture.
         min_top1_agreement: share of pictures with the same top class. A flip does not count where eager's own
             margin is one that two allowed errors can bridge: a tie.
+        min_same_top1: the same, with every flip counted. A single tie is always allowed: of few pictures it
+            would be too large a share.
+        max_accuracy_drop: by how much, as a share of the labelled pictures, top-1 may be below eager's; None
+            where accuracy decides nothing.
     """
 
     max_relative_logit_error: float = 1e-4
     min_embedding_cosine: float = 0.99999
     min_top1_agreement: float = 1.0
+    min_same_top1: float = 0.0
+    max_accuracy_drop: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if not 0 <= value <= 1:
+            if value is not None and not 0 <= value <= 1:
                 message = f"the gate {name} is {value}: expected a number from 0 to 1"
                 raise UsageError(message)
 
@@ -67,9 +75,19 @@ class ExportConfig:
         skip_unreadable: leave out photos that cannot be decoded, and report them.
         outputs: what the graph gives; `logits` is one of them.
         opset: ONNX opset of the graph.
+        precision: number format of the graph, a name out of `precision.PRECISIONS`, or "auto": the first of those
+            for the target, fastest first, that passes its gates and loses at most `max_drop`.
+        target: where it will run, for "auto": "cpu" or "gpu"; what this machine has where None.
+        max_drop: for "auto", how many percentage points of top-1 accuracy may be lost.
+        io_dtype: type of the graph's input and outputs, "fp32" or "fp16".
+        calib_data: pictures to measure the ranges of activations on; the shots where None.
+        calib_pictures: how many of them at most.
+        reduce_range: 7-bit weights in int8 graphs, for CPUs without VNNI, which saturate with 8.
+        pin: names of layers or nodes that stay in fp32, whatever the gates say.
+        repair_minutes: how long layers are searched for that have to stay in fp32 when a gate fails; 0 for not at all.
         verify_data: pictures to verify on; the shots where None. In folders named like the classes,
             accuracy is reported too.
-        gates: what the written file must reach.
+        gates: what the written file must reach: those of its precision, with the ones named here over them; or all.
         seed: of the augmentation and of every sample.
         feature_cache: folder that keeps encoded photos between runs; the user's cache where None.
         overwrite: replace an existing bundle.
@@ -96,8 +114,17 @@ class ExportConfig:
     skip_unreadable: bool = False
     outputs: tuple[str, ...] = ("logits", "embedding")
     opset: int = 18
+    precision: str = "fp32"
+    target: str | None = None
+    max_drop: float = 0.1
+    io_dtype: str = "fp32"
+    calib_data: Path | None = None
+    calib_pictures: int = 256
+    reduce_range: bool = False
+    pin: tuple[str, ...] = ()
+    repair_minutes: float = 15.0
     verify_data: Path | None = None
-    gates: Gates = dataclasses.field(default_factory=Gates)
+    gates: Gates | Mapping[str, float] = dataclasses.field(default_factory=dict)
     seed: int = 0
     feature_cache: Path | None = None
     overwrite: bool = False
@@ -109,15 +136,27 @@ class ExportConfig:
             if isinstance(value, str):
                 object.__setattr__(self, name, Path(value))
         object.__setattr__(self, "classes", check_classes(self.classes, source="the class list"))
+        self._check_gates()
         self._check_weights()
         self._check_preprocess()
         self._check_head()
         self._check_graph()
+        self._check_precision()
 
     @property
     def needs_shots(self) -> bool:
         """Whether photos are of any use: for the cache, or to choose CALIP's weights on."""
         return self.cache or (self.calip and self.b2 is None)
+
+    def _check_gates(self) -> None:
+        if isinstance(self.gates, Gates):
+            return
+        known = [field.name for field in dataclasses.fields(Gates)]
+        unknown = sorted(set(self.gates) - set(known))
+        if unknown:
+            message = f"unknown gates: {', '.join(unknown)}. Known: {', '.join(known)}"
+            raise UsageError(message)
+        Gates(**self.gates)
 
     def _check_weights(self) -> None:
         given = [name for name in ("pretrained", "checkpoint", "random_init") if getattr(self, name) is not None]
@@ -187,4 +226,19 @@ class ExportConfig:
             raise UsageError(message)
         if self.epochs < 1:
             message = f"epochs is {self.epochs}: expected at least 1 augmented view"
+            raise UsageError(message)
+
+    def _check_precision(self) -> None:
+        for name, value, allowed in (("target", self.target, TARGETS), ("io_dtype", self.io_dtype, IO_DTYPES)):
+            if value is not None and value not in allowed:
+                message = f"{name} is {value!r}: expected {' or '.join(allowed)}"
+                raise UsageError(message)
+        if not 0 <= self.max_drop <= 100:  # noqa: PLR2004 - percentage points
+            message = f"max_drop is {self.max_drop}: expected percentage points from 0 to 100"
+            raise UsageError(message)
+        if not math.isfinite(self.repair_minutes) or self.repair_minutes < 0:
+            message = f"repair_minutes is {self.repair_minutes}: expected a finite number of at least 0"
+            raise UsageError(message)
+        if self.calib_pictures < 1:
+            message = f"calib_pictures is {self.calib_pictures}: expected at least 1"
             raise UsageError(message)

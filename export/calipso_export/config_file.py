@@ -48,6 +48,7 @@ def read_config(path: Path) -> dict[str, Any]:
         "classes": lambda value: read_classes(_near(path, value)) if isinstance(value, str) else own(value),
         "outputs": tuple,
         "gates": lambda value: _gates(path, value),
+        "pin": tuple,
     }
     try:
         return {name: readers[name](value) if name in readers else value for name, value in document.items()}
@@ -62,9 +63,9 @@ def _near(path: Path, value: str) -> str:
     return near if is_file(near) else value
 
 
-def _gates(path: Path, values: dict[str, Any]) -> Gates:
+def _gates(path: Path, values: dict[str, Any]) -> dict[str, float]:
     _check(path, "gates", values, Gates)
-    return Gates(**values)
+    return values
 
 
 def _check(path: Path, what: str, values: dict[str, Any], kind: type) -> None:

@@ -11,6 +11,7 @@ from calipso_export.config import Gates
 from calipso_runtime.errors import ParityError
 
 _PERCENTILES = (50, 90, 99)
+_BOOTSTRAPS, _BOOTSTRAP_SEED = 2000, 0
 _MOST_FLIPS_LISTED = 100
 # Interval of accuracy: Wilson's score interval at 95 %.
 _Z_95 = 1.959963984540054
@@ -72,6 +73,7 @@ def compare(
     gates: Gates,
     about: dict[str, Any],
     checks: dict[str, dict[str, Any]],
+    edge_cases: int = 0,
 ) -> Parity:
     """Hold the shipped file's answers against eager PyTorch's.
 
@@ -84,6 +86,8 @@ def compare(
         gates: what has to be reached.
         about: added to the document: what was compared with what.
         checks: of the text features and keys that both sides share: the lowest cosine of each.
+        edge_cases: so many of the last pictures are none that anyone would classify. Where there are others,
+            `min_same_top1` counts only those.
     """
     by_batch = {}
     failures = [
@@ -93,10 +97,19 @@ def compare(
         if not check["min_cosine"] >= gates.min_embedding_cosine
     ]
     for batch, (indices, answers) in shipped.items():
-        own = eager.of(indices)
-        measured = _measure([names[index] for index in indices], own, answers, gates)
+        real = np.array(indices) < len(names) - edge_cases
+        measured, failed = _judge(
+            [names[index] for index in indices], eager.of(indices), answers, gates, real if real.any() else ~real
+        )
         by_batch[batch] = measured
-        failures += [f"batch {batch}: {failure}" for failure in _failures(measured, gates)]
+        failures += [f"batch {batch}: {failure}" for failure in failed]
+    last_indices, last_answers = list(shipped.values())[-1]
+    accuracy = _accuracy(last_indices, truth, eager.of(last_indices), last_answers)
+    if accuracy is not None and gates.max_accuracy_drop is not None and accuracy["drop"] > gates.max_accuracy_drop:
+        failures.append(
+            f"top-1 accuracy is {accuracy['drop']:.2%} below eager's on {accuracy['pictures']} pictures, allowed is "
+            f"{gates.max_accuracy_drop:.2%}"
+        )
     document = {
         **about,
         "gates": dataclasses.asdict(gates),
@@ -106,11 +119,25 @@ def compare(
         "by_batch": by_batch,
         "worst": _worst(list(by_batch.values())),
     }
-    last_indices, last_answers = list(shipped.values())[-1]
-    accuracy = _accuracy(last_indices, truth, eager.of(last_indices), last_answers)
     if accuracy is not None:
         document["accuracy"] = accuracy
     return Parity(document=document, failures=tuple(failures))
+
+
+def _judge(
+    names: list[str], eager: Answers, shipped: Answers, gates: Gates, counted: npt.NDArray[np.bool_]
+) -> tuple[dict[str, Any], list[str]]:
+    """The measurements, and a sentence per failed gate."""
+    measured = _measure(names, eager, shipped, gates)
+    same = eager.logits.argmax(axis=1) == shipped.logits.argmax(axis=1)
+    measured["same_top1"] = float(same[counted].mean())
+    failures = _failures(measured, gates)
+    others = set(np.array(names)[counted & ~same].tolist())
+    # Of few pictures a single tie would be too large a share.
+    is_one_tie = len(others) == 1 and all(flip["tie"] for flip in measured["flips"] if flip["picture"] in others)
+    if not measured["same_top1"] >= gates.min_same_top1 and not is_one_tie:
+        failures.append(f"the same top class on {measured['same_top1']:.2%}, needed is {gates.min_same_top1:.2%}")
+    return measured, failures
 
 
 def _measure(names: list[str], eager: Answers, shipped: Answers, gates: Gates) -> dict[str, Any]:
@@ -122,6 +149,7 @@ def _measure(names: list[str], eager: Answers, shipped: Answers, gates: Gates) -
         "pictures": len(names),
         "finite": all(bool(np.isfinite(values).all()) for values in shipped.outputs.values()),
         "relative_logit_error": _summary(errors, names),
+        "error_to_margin": _percentiles(_to_margin(eager.logits, shipped.logits)),
         "top1_agreement": 1.0 - (len(flips) - ties) / len(names),
         "flips": flips[:_MOST_FLIPS_LISTED],
         "ties_that_flipped": ties,
@@ -151,18 +179,41 @@ def _cosine(eager: npt.NDArray[np.float32], shipped: npt.NDArray[np.float32], na
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     cosine = (first * second).sum(axis=1) / lengths
     worst = int(np.argmin(np.where(np.isnan(cosine), -np.inf, cosine)))
-    return {"min": float(cosine[worst]), "mean": float(cosine.mean()), "worst_picture": names[worst]}
+    return {
+        "min": float(cosine[worst]),
+        "p1": float(np.percentile(cosine, 1)),
+        "mean": float(cosine.mean()),
+        "worst_picture": names[worst],
+    }
+
+
+def _to_margin(eager: npt.NDArray[np.float32], shipped: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """How large the largest difference of a logit is to eager's lead of the first class over the second, [N].
+
+    From one half on a flip is possible.
+    """
+    best = np.sort(eager.astype(np.float64), axis=1)[:, -2:]
+    lead = best[:, -1] - best[:, 0] if eager.shape[1] > 1 else np.full(len(eager), np.inf)
+    difference: npt.NDArray[np.float64] = np.abs(shipped.astype(np.float64) - eager).max(axis=1)
+    return difference / np.maximum(lead, 1e-12)
+
+
+def _percentiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
+    # An infinite answer has an infinite error, of which numpy warns; the gate says it.
+    with np.errstate(invalid="ignore"):
+        found = np.percentile(values, _PERCENTILES)
+    return {
+        **{f"p{rank}": float(value) for rank, value in zip(_PERCENTILES, found, strict=True)},
+        "max": float(np.max(values)),
+    }
 
 
 def _summary(errors: npt.NDArray[np.float64], names: list[str]) -> dict[str, Any]:
     worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
-    # An infinite answer has an infinite error, of which numpy warns; the gate says it.
-    with np.errstate(invalid="ignore"):
-        percentiles = np.percentile(errors, _PERCENTILES)
     return {
+        **_percentiles(errors),
         "max": float(errors[worst]),
         "mean": float(errors.mean()),
-        **{f"p{rank}": float(value) for rank, value in zip(_PERCENTILES, percentiles, strict=True)},
         "worst_picture": names[worst],
     }
 
@@ -227,6 +278,7 @@ def _worst(measured: list[dict[str, Any]]) -> dict[str, Any]:
         "relative_logit_error": max(each["relative_logit_error"]["max"] for each in measured),
         "embedding_cosine": min(cosines) if cosines else None,
         "top1_agreement": min(each["top1_agreement"] for each in measured),
+        "same_top1": min(each["same_top1"] for each in measured),
     }
 
 
@@ -236,11 +288,35 @@ def _accuracy(indices: list[int], truth: list[int | None], eager: Answers, shipp
     if not known.any():
         return None
     right = np.array([label for label in labels if label is not None])
+    first, second = eager.logits[known].argmax(axis=1) == right, shipped.logits[known].argmax(axis=1) == right
     return {
         "pictures": int(known.sum()),
         "eager": top1(eager.logits[known], right),
         "shipped": top1(shipped.logits[known], right),
+        "drop": float(first.mean() - second.mean()),
+        "drop_interval_95": bootstrap(first, second),
+        "only_eager_right": int((first & ~second).sum()),
+        "only_shipped_right": int((~first & second).sum()),
+        "mcnemar_p": mcnemar(int((first & ~second).sum()), int((~first & second).sum())),
     }
+
+
+def bootstrap(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> list[float]:
+    """95 % interval of mean(first) - mean(second) over the same N pictures, by resampling pictures; seeded."""
+    difference = first.astype(np.float64) - second
+    generator = np.random.default_rng(_BOOTSTRAP_SEED)
+    # Only how often each of the three differences is drawn matters: no [2000,N] indices.
+    values, counts = np.unique(difference, return_counts=True)
+    drawn = generator.multinomial(len(difference), counts / counts.sum(), size=_BOOTSTRAPS)
+    low, high = np.percentile(drawn @ values / len(difference), (2.5, 97.5))
+    return [float(low), float(high)]
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """McNemar's exact test: the probability of a split at least as uneven, if neither side were better."""
+    total = only_first + only_second
+    tail = sum(math.comb(total, count) for count in range(min(only_first, only_second) + 1))
+    return min(1.0, float(2 * tail / 2**total))
 
 
 def top1(logits: npt.NDArray[np.float32], truth: npt.NDArray[np.int64]) -> dict[str, Any]:

@@ -30,8 +30,9 @@ _CACHE_PREFIX = "tip_adapter."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rebuilt:
-    """The eager side of a bundle."""
+    """The eager side of a bundle, and the settings that its graph is traced with."""
 
+    config: ExportConfig
     model: LoadedModel
     prompts: Prompts
     heads: HeadTensors
@@ -61,7 +62,8 @@ def rebuild(
         ModelError: the weights given are not those that the bundle was made from.
         CalipsoError: whatever loading the model raises.
     """
-    loaded = load_model(_config(manifest, bundle, checkpoint, model))
+    config = _config(manifest, bundle, checkpoint, model)
+    loaded = load_model(config)
     if loaded.weights["sha256"] != manifest.model["weights"]["sha256"]:
         message = (
             f"these weights are not those that {bundle} was made from: sha256 {loaded.weights['sha256'][:12]}... "
@@ -75,7 +77,7 @@ def rebuild(
         text = text_features(loaded, manifest.labels, prompts, progress)
     else:
         text = torch.from_numpy(_found(arrays, _TEXT_WEIGHT, path)).T.contiguous() / loaded.scale
-    return Rebuilt(model=loaded, prompts=prompts, heads=_heads(manifest, text, arrays, path))
+    return Rebuilt(config=config, model=loaded, prompts=prompts, heads=_heads(manifest, text, arrays, path))
 
 
 def _config(manifest: Manifest, bundle: Path, checkpoint: Path | None, model: str | None) -> ExportConfig:
@@ -99,6 +101,8 @@ def _config(manifest: Manifest, bundle: Path, checkpoint: Path | None, model: st
         model=model or manifest.model["name"],
         classes=manifest.labels,
         output=bundle,
+        opset=manifest.graph["opset"],
+        outputs=tuple(manifest.graph["outputs"]),
         preprocess={name: value for name, value in preprocess.items() if name != "size"},
         **source,
     )
@@ -133,6 +137,7 @@ def _heads(
         labels=labels,
         calip=CalipParameters(b2=calip["b2"], b3=calip["b3"]) if calip["used"] else None,
         tip_adapter=tip_adapter,
+        centred=manifest.head.get("centred", False),
     )
 
 

@@ -25,6 +25,7 @@ class HeadTensors:
         labels: int64 [M], class index of each key.
         calip: b2 and b3, or None.
         tip_adapter: alpha and beta, or None; then keys and labels are ignored.
+        centred: whether CALIP's first term goes without what is common to all classes, as it does below fp32.
     """
 
     text: torch.Tensor
@@ -32,6 +33,7 @@ class HeadTensors:
     labels: torch.Tensor | None = None
     calip: CalipParameters | None = None
     tip_adapter: TipAdapterParameters | None = None
+    centred: bool = False
 
 
 class EagerClassifier:
@@ -70,9 +72,10 @@ class EagerClassifier:
             if heads.calip is not None:
                 # In double: the first term is a large number common to all classes, whose rounding in the
                 # reference would count as the file's.
-                added = calip.reference(
-                    embedding.double(), tokens.double(), heads.text.double(), heads.calip, scale=model.scale
-                )
+                image, positions = embedding.double(), tokens.double()
+                added = calip.reference(image, positions, heads.text.double(), heads.calip, scale=model.scale)
+                if heads.centred:
+                    added = added - calip.common(image, positions, heads.calip, scale=model.scale)
                 logits = logits + added.float()
         if heads.tip_adapter is not None and heads.keys is not None and self._values is not None:
             logits = logits + tip_adapter.reference(embedding, heads.keys, self._values, parameters=heads.tip_adapter)

@@ -1,9 +1,11 @@
 """The bundle's report: what `manifest.json` and `parity.json` say, as one page without dependencies."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from calipso_export.report_precision import precision_section
+from calipso_export.report_table import table
 from calipso_runtime.bundle import Manifest
 
 _STYLE = """
@@ -29,8 +31,9 @@ def report_html(manifest: Manifest, parity: dict[str, Any], curves: dict[str, li
         *(f"<p class=failed>{escape(failure)}</p>" for failure in parity["failures"]),
         _parity(parity),
         _accuracy(parity.get("accuracy")),
+        precision_section(manifest, parity),
         "<h2>Model</h2>",
-        _table(
+        table(
             ("what", "value"),
             [
                 ("weights", weights),
@@ -58,12 +61,6 @@ def report_html(manifest: Manifest, parity: dict[str, Any], curves: dict[str, li
     )
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    lines = ["".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows]
-    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
-
-
 def _parity(parity: dict[str, Any]) -> str:
     pictures = parity["pictures"]
     rows = []
@@ -83,12 +80,12 @@ def _parity(parity: dict[str, Any]) -> str:
         )
     columns = ("batch", "pictures", "worst logit error", "p99", "mean", "lowest cosine", "top-1 agreement")
     flips = [flip for measured in parity["by_batch"].values() for flip in measured["flips"]]
-    listed = _table(("picture", "eager", "shipped", "margin", "tie"), [tuple(flip.values()) for flip in flips])
+    listed = table(("picture", "eager", "shipped", "margin", "tie"), [tuple(flip.values()) for flip in flips])
     return (
         f"<p>{escape(parity['shipped'])}, against {escape(parity['eager'])}. Pictures: {escape(pictures['source'])} "
         f"({pictures['count']}) and {pictures['edge_cases']} edge cases. Errors are relative to a picture's largest "
         "logit, measured from the mean of its logits.</p>"
-        + _table(columns, rows)
+        + table(columns, rows)
         + "".join(f"<p>{escape(line)}</p>" for line in made_anew(parity))
         + (f"<h3>Flips</h3>{listed}" if flips else "")
     )
@@ -110,7 +107,13 @@ def _accuracy(accuracy: dict[str, Any] | None) -> str:
     for side in ("eager", "shipped"):
         low, high = accuracy[side]["interval_95"]
         rows.append((side, f"{accuracy[side]['top1']:.2%}", f"{low:.2%} to {high:.2%}", accuracy["pictures"]))
-    return "<h2>Accuracy</h2>" + _table(("side", "top-1", "95 % interval", "pictures"), rows)
+    low, high = accuracy["drop_interval_95"]
+    difference = (
+        f"<p>Lost against eager: {100 * accuracy['drop']:.2f} points (95 % interval {100 * low:.2f} to "
+        f"{100 * high:.2f}); right on one side only: {accuracy['only_eager_right']} eager, "
+        f"{accuracy['only_shipped_right']} shipped; McNemar's exact p {accuracy['mcnemar_p']:.3g}.</p>"
+    )
+    return "<h2>Accuracy</h2>" + table(("side", "top-1", "95 % interval", "pictures"), rows) + difference
 
 
 def _head(name: str, record: dict[str, Any], parameters: Sequence[str]) -> str:

@@ -10,13 +10,14 @@ from calipso_export.config import Gates
 from calipso_export.head_checks import check_text
 from calipso_export.parity import Parity
 from calipso_export.photos import check_readable
+from calipso_export.precision import PRECISIONS
 from calipso_export.progress import Progress
 from calipso_export.rebuild import rebuild
 from calipso_export.reference import EagerClassifier
 from calipso_export.steps.gather import Pictures, read_pictures
-from calipso_export.steps.verify import verify
+from calipso_export.steps.verify import ask_eager, verify
 from calipso_runtime import load
-from calipso_runtime.bundle import PARITY_FILE
+from calipso_runtime.bundle import PARITY_FILE, Manifest
 
 
 def reverify(
@@ -51,10 +52,13 @@ def reverify(
         rebuilt = rebuild(bundle, manifest, checkpoint=checkpoint, model=model, progress=progress)
         checks = {"text": check_text(rebuilt.model, manifest.labels, rebuilt.prompts, rebuilt.heads.text)}
         eager = EagerClassifier(rebuilt.model, rebuilt.heads, with_tokens="tokens" in classifier.outputs)
-        return verify({bundle.name: classifier}, eager, pictures, checks, gates=_gates(bundle), progress=progress)
+        answers = ask_eager(eager, pictures, progress)
+        return verify({bundle.name: classifier}, answers, checks, gates=_gates(bundle, manifest), progress=progress)
 
 
-def _gates(bundle: Path) -> Gates:
-    """Those that the export was held to; the default ones for a bare `.onnx`."""
+def _gates(bundle: Path, manifest: Manifest) -> Gates:
+    """Those that the export was held to; those of its precision for a bare `.onnx`."""
     path = bundle / PARITY_FILE
-    return Gates(**json.loads(path.read_text(encoding="utf-8"))["gates"]) if path.is_file() else Gates()
+    if path.is_file():
+        return Gates(**json.loads(path.read_text(encoding="utf-8"))["gates"])
+    return PRECISIONS[manifest.precision].gates

@@ -10,7 +10,7 @@ from typing import TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from calipso_runtime import inputs
+from calipso_runtime import devices, inputs
 from calipso_runtime.backends import AUTO, Backend, connect
 from calipso_runtime.bundle import Bundle, Manifest, manifest_of_metadata, open_bundle
 from calipso_runtime.errors import (
@@ -33,6 +33,7 @@ _AnyItem = TypeVar("_AnyItem", bound=Item)
 _IMAGE = "image"
 _LOGITS = "logits"
 _EMBEDDING = "embedding"
+_IO_DTYPES = ("float32", "float16")
 DEFAULT_TOP = 5
 # Pictures that are decoded and computed together. Larger batches gain little on a CPU and take memory.
 DEFAULT_BATCH = 32
@@ -59,7 +60,8 @@ def load(
         UsageError: there is no backend of this name, or `threads` is below 1.
 
     Warns:
-        CalipsoWarning: the bundle was written although its parity gate had failed.
+        CalipsoWarning: the bundle was written although its parity gate had failed; or its 8-bit weights may
+            saturate on this CPU.
     """
     if threads is not None:
         _check_positive("threads", threads, UsageError)
@@ -79,6 +81,12 @@ def load(
         message = (
             f"{path} failed its parity gate: it does not answer like the model it was exported from. "
             "See its parity.json, and export it again"
+        )
+        warnings.warn(message, CalipsoWarning, stacklevel=2)
+    if engine.name == "ort" and _saturates(manifest):
+        message = (
+            f"{path} holds 8-bit weights, which this CPU (no VNNI) may add up with saturation: answers can be wrong. "
+            "Check them with `calipso verify`, or export again with --reduce-range"
         )
         warnings.warn(message, CalipsoWarning, stacklevel=2)
     return Classifier(engine, manifest, backend_reason=reason)
@@ -113,6 +121,8 @@ class Classifier:
         self.backend_reason = backend_reason
         self.outputs = tuple(output.name for output in engine.outputs)
         self._engine = engine
+        # Graphs may take and give fp16; callers always see float32.
+        self._input_dtype = np.dtype(next(tensor.dtype for tensor in engine.inputs if tensor.name == _IMAGE))
 
     def __repr__(self) -> str:
         model = self.manifest.model.get("name", "a graph")
@@ -183,7 +193,7 @@ class Classifier:
             raise UsageError(message)
         _check_positive("batch", batch)
         items, single = inputs.split(images)
-        parts = [self._engine.run(np.stack(tensors), outputs) for tensors in self._tensors(items, batch, single)]
+        parts = [self._ask(tensors, outputs) for tensors in self._tensors(items, batch, single)]
         joined = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
         return {name: values[0] for name, values in joined.items()} if single else joined
 
@@ -249,8 +259,12 @@ class Classifier:
                 for place, item in enumerate(items[start : start + batch])
             ]
 
+    def _ask(self, tensors: Sequence[Float32], outputs: Sequence[str]) -> dict[str, Float32]:
+        answers = self._engine.run(np.stack(tensors).astype(self._input_dtype, copy=False), outputs)
+        return {name: values.astype(np.float32, copy=False) for name, values in answers.items()}
+
     def _run(self, tensors: Sequence[Float32], output: str) -> Float32:
-        values = self._engine.run(np.stack(tensors), [output])[output]
+        values = self._ask(tensors, [output])[output]
         if not np.isfinite(values).all():
             message = (
                 f"{self.backend} on {self.provider} answered {output} that are not finite: the graph overflows there"
@@ -285,11 +299,29 @@ def _check_graph(engine: Backend, manifest: Manifest, path: Path) -> None:
     found = {tensor.name: tensor for tensor in (*engine.inputs, *engine.outputs)}
     for name, expected in ((_IMAGE, (None, 3, *manifest.preprocess.size)), (_LOGITS, (None, len(manifest.labels)))):
         tensor = found.get(name)
-        if tensor is not None and tensor.dtype == "float32" and _fits(tensor.shape, expected):
+        dtype = _promised_dtype(manifest, name)
+        if tensor is not None and tensor.dtype == dtype and _fits(tensor.shape, expected):
             continue
         seen = "is not there" if tensor is None else f"is {tensor.dtype} {list(tensor.shape)}"
-        message = f"{path}: its {name} {seen}, its manifest promises float32 {list(expected)}. Export it again"
+        message = f"{path}: its {name} {seen}, its manifest promises {dtype} {list(expected)}. Export it again"
         raise BundleCorruptError(message)
+
+
+def _saturates(manifest: Manifest) -> bool:
+    """Whether eight-bit products may overflow the 16 bits in which x86 CPUs without VNNI add two of them."""
+    if not manifest.precision.startswith("int8") or manifest.graph.get("precision", {}).get("reduce_range"):
+        return False
+    return devices.has_x86_vectors() and not devices.has_vnni()
+
+
+def _promised_dtype(manifest: Manifest, name: str) -> str:
+    """Of an input or output: what the manifest says, "float32" where it says nothing."""
+    values = {**manifest.graph.get("inputs", {}), **manifest.graph.get("outputs", {})}
+    dtype = values.get(name, {}).get("dtype", "float32")
+    if dtype not in _IO_DTYPES:
+        message = f"its manifest promises {name} as {dtype!r}: this version takes {' or '.join(_IO_DTYPES)}"
+        raise BundleCorruptError(message)
+    return str(dtype)
 
 
 def _fits(shape: Sequence[int | None], expected: Sequence[int | None]) -> bool:

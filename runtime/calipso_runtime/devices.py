@@ -83,6 +83,11 @@ def has_x86_vectors() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
+def has_vnni() -> bool:
+    """Whether an x86 CPU multiplies and adds eight-bit numbers in 32 bits (AVX512-VNNI or AVX-VNNI)."""
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(cpu_flags().split())
+
+
 def cpu_quota() -> int | None:
     """CPUs' worth of time that a container may use, rounded up; None without a limit (cgroup v2, `cpu.max`)."""
     try:

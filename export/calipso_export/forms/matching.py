@@ -70,14 +70,14 @@ def static_shape(value: ir.Value | None) -> tuple[int | None, ...] | None:
 
 def add_constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
     """A new initializer; an equal one of the same name is used again."""
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     if name in graph.initializers:
         found = graph.initializers[name]
         known = constant(found)
         if known is not None and known.dtype == array.dtype and np.array_equal(known, array):
             return found
         name = f"{name}_{len(graph.initializers)}"
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value

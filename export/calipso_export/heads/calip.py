@@ -11,6 +11,10 @@ released code ZiyuGuo99/CALIP, run_imagenet.py. With f [D] and F [P,D] of one im
 
 Two exact shortcuts: `f.Ta_k = sum_p softmax(2A)_pk (F_p.f)`, so that no [K,D] tensor is formed per
 image; and 2A is read off the zero-shot weights, so that the text stands in the graph once.
+
+The first term is almost the same for all classes: below fp32 its differences would drown. The centred
+form `s sum_p (softmax(2A)_pk - 1/P) (F_p.f)` takes off what is common to all classes, `s mean_p F_p.f`:
+probabilities and ranks stay, every logit of a picture is lower by the same number.
 """
 
 import dataclasses
@@ -41,12 +45,14 @@ class CalipHead(nn.Module):
     Args:
         parameters: b2 and b3.
         scale: the checkpoint's exp(logit_scale), which the zero-shot weights contain.
+        centred: whether the first term is taken without what is common to all classes.
     """
 
-    def __init__(self, parameters: CalipParameters, *, scale: float) -> None:
+    def __init__(self, parameters: CalipParameters, *, scale: float, centred: bool = False) -> None:
         super().__init__()
         self.parameters_ = parameters
         self.scale = scale
+        self.centred = centred
 
     def forward(self, image: torch.Tensor, tokens: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Compute what CALIP adds to the logits.
@@ -62,7 +68,7 @@ class CalipHead(nn.Module):
         attention = _attention(tokens, weight, self.scale)
         added: torch.Tensor | None = None
         if self.parameters_.b2:
-            added = self.parameters_.b2 * _through_image(attention, image, tokens, self.scale)
+            added = self.parameters_.b2 * _through_image(attention, image, tokens, self.scale, centred=self.centred)
         if self.parameters_.b3:
             seen = self.parameters_.b3 * _through_text(attention, weight, self.scale)
             added = seen if added is None else added + seen
@@ -85,16 +91,26 @@ def _attention(tokens: torch.Tensor, weight: torch.Tensor, scale: float) -> torc
     return (tokens * (ATTENTION_SCALE / scale)) @ weight
 
 
-def _through_image(attention: torch.Tensor, image: torch.Tensor, tokens: torch.Tensor, scale: float) -> torch.Tensor:
+def _through_image(
+    attention: torch.Tensor, image: torch.Tensor, tokens: torch.Tensor, scale: float, *, centred: bool = False
+) -> torch.Tensor:
     # [B,P,1]: how much of the global feature stands at each position.
     presence = tokens @ image.unsqueeze(-1)
-    return scale * (attention.softmax(dim=1) * presence).sum(dim=1)
+    weights = attention.softmax(dim=1)
+    if centred:
+        weights = weights - 1.0 / tokens.shape[1]
+    return scale * (weights * presence).sum(dim=1)
 
 
 def _through_text(attention: torch.Tensor, weight: torch.Tensor, scale: float) -> torch.Tensor:
     seen = attention.softmax(dim=2) @ weight.T
     pooled = (seen.mean(dim=1) + seen.amax(dim=1)) / scale
     return pooled @ weight
+
+
+def common(image: torch.Tensor, tokens: torch.Tensor, parameters: CalipParameters, *, scale: float) -> torch.Tensor:
+    """What the centred form leaves out, the same for every class: [B,D], [B,P,D] -> [B,1]."""
+    return scale * parameters.b2 * (tokens.mean(dim=1) * image).sum(dim=1, keepdim=True)
 
 
 def reference(

@@ -2,16 +2,15 @@
 
 from calipso_export.step import Step
 from calipso_export.steps.bundle import WriteBundle
+from calipso_export.steps.calibrate import Calibrate
 from calipso_export.steps.gather import Gather
-from calipso_export.steps.lint import Lint
 from calipso_export.steps.load import Load
 from calipso_export.steps.optimise import Optimise
 from calipso_export.steps.prompt import EncodePrompts
+from calipso_export.steps.settle import Settle
 from calipso_export.steps.shots import EncodeShots
 from calipso_export.steps.trace import Trace
 from calipso_export.steps.tune import Tune
-from calipso_export.steps.verify import Verify
-from calipso_export.steps.write import WriteGraphs
 
 STEPS: tuple[Step, ...] = (
     Load(),
@@ -21,8 +20,7 @@ STEPS: tuple[Step, ...] = (
     Tune(),
     Trace(),
     Optimise(),
-    WriteGraphs(),
-    Lint(),
-    Verify(),
+    Calibrate(),
+    Settle(),
     WriteBundle(),
 )

@@ -10,6 +10,7 @@ from calipso_export.parity import FailedParityError, Parity
 from calipso_export.progress import Progress
 from calipso_export.report import report_html
 from calipso_export.step import Made, WorkFolder
+from calipso_export.steps.frontier import Frontier
 from calipso_export.steps.tune import HeadRecord
 from calipso_export.steps.write import Graph
 from calipso_runtime.bundle import (
@@ -22,11 +23,13 @@ from calipso_runtime.bundle import (
     write_manifest,
 )
 
+_WORST_SHOWN = 5
+
 
 class WriteBundle:
     """Write the remaining files, or refuse to where a gate failed."""
 
-    requires: ClassVar[tuple[type, ...]] = (ExportConfig, WorkFolder, HeadRecord, Graph, Parity)
+    requires: ClassVar[tuple[type, ...]] = (ExportConfig, WorkFolder, HeadRecord, Graph, Parity, Frontier)
     ensures: ClassVar[tuple[type, ...]] = (Manifest,)
 
     def run(self, made: Made, progress: Progress) -> None:
@@ -34,24 +37,36 @@ class WriteBundle:
         progress("writing the bundle", 0, 1)
         config, parity, folder = made[ExportConfig], made[Parity], made[WorkFolder].path
         if parity.failures and not config.force:
-            failures = "\n  ".join(parity.failures)
+            failures = "\n  ".join((*parity.failures, *_worst_layers(parity.document)))
             message = (
                 f"the exported file does not answer like eager PyTorch, and no bundle was written:\n  {failures}\n"
                 "--force writes it all the same, marked `parity: failed`"
             )
             raise FailedParityError(message, parity)
-        document = _without_nan(parity.document)
+        frontier = made[Frontier].points
+        document = _without_nan(parity.document | ({"frontier": list(frontier)} if frontier else {}))
         (folder / PARITY_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         core = dataclasses.replace(made[Graph].manifest, parity=parity.status)
         curves = made[HeadRecord].curves
         if curves:
             (folder / SEARCH_FILE).write_text(json.dumps(curves) + "\n", encoding="utf-8")
-        (folder / REPORT_FILE).write_text(report_html(core, parity.document, curves), encoding="utf-8")
+        (folder / REPORT_FILE).write_text(report_html(core, document, curves), encoding="utf-8")
         files = {path.name: file_entry(path) for path in sorted(folder.iterdir())}
         manifest = dataclasses.replace(core, files=files)
         write_manifest(folder / MANIFEST_FILE, manifest)
         made.add(manifest)
         progress("writing the bundle", 1, 1)
+
+
+def _worst_layers(document: dict[str, Any]) -> list[str]:
+    """After a search for layers to repair that did not succeed: which they are."""
+    repair = document.get("repair")
+    if not repair or repair["succeeded"]:
+        return []
+    layers = ", ".join(f"{row['node']} ({row['own_error']:.1e})" for row in repair["worst_layers"][:_WORST_SHOWN])
+    return [
+        f"no repair after {repair['trials']} trials ({repair['ended']}); the worst layers, by their own error: {layers}"
+    ]
 
 
 def _without_nan(value: Any) -> Any:

@@ -10,9 +10,11 @@ from PIL import Image
 from calipso_export.config import ExportConfig
 from calipso_export.models import LoadedModel
 from calipso_export.photos import Photos, check_photos, check_readable, find_photos, labelled_pictures
+from calipso_export.precision import AUTO
 from calipso_export.progress import Progress
 from calipso_export.step import Made
 from calipso_export.templates import Prompts, read_prompts
+from calipso_runtime.errors import UsageError
 
 # Of the shots, when there is nothing else to verify on: an even sample over the classes.
 _MOST_SHOTS = 64
@@ -65,6 +67,12 @@ class Gather:
         else:
             pictures = read_pictures(config.verify_data, config.classes)
             check_readable([str(picture.content) for picture in pictures.pictures], preprocess, progress)
+        if config.precision == AUTO and all(picture.label is None for picture in pictures.pictures):
+            message = (
+                "precision auto weighs speed against accuracy, and no picture to verify on has a known class: give "
+                "--verify-data DIR with folders named like the classes"
+            )
+            raise UsageError(message)
         made.add(photos)
         made.add(pictures)
 

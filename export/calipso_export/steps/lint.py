@@ -7,9 +7,12 @@ import onnx
 from onnx import checker
 
 from calipso_export.config import ExportConfig
-from calipso_export.lint import tensorrt_findings
+from calipso_export.lint import float_work, tensorrt_findings
+from calipso_export.lint.types import type_name
+from calipso_export.precision.islands import TOWER
 from calipso_export.progress import Progress
 from calipso_export.step import Made
+from calipso_export.steps.lower import Lowering
 from calipso_export.steps.write import Graph
 from calipso_runtime.errors import ModelError
 
@@ -19,7 +22,7 @@ _STANDARD_DOMAINS = ("", "ai.onnx")
 class Lint:
     """Check the file as it was written."""
 
-    requires: ClassVar[tuple[type, ...]] = (ExportConfig, Graph)
+    requires: ClassVar[tuple[type, ...]] = (ExportConfig, Lowering, Graph)
     ensures: ClassVar[tuple[type, ...]] = ()
 
     def run(self, made: Made, progress: Progress) -> None:
@@ -29,7 +32,35 @@ class Lint:
         if findings:
             message = f"the exported graph is not portable: {'; '.join(findings)}"
             raise ModelError(message)
+        broken = broken_claims(onnx.load(made[Graph].path, load_external_data=False), made[Lowering])
+        if broken:
+            message = f"the exported graph is not {made[Lowering].precision.name}: {'; '.join(broken)}"
+            raise ModelError(message)
         progress("checking the graph", 1, 1)
+
+
+def broken_claims(model: onnx.ModelProto, lowering: Lowering) -> list[str]:
+    """Products that are not computed in the type that the precision says: one sentence each, none if all are.
+
+    Args:
+        model: the written graph; its weights are not read.
+        lowering: how it was made.
+    """
+    precision, graphs = lowering.precision, lowering.graphs
+    eight = None if precision.quantised is None else type_name(precision.quantised.kind.value)
+    kept = {*graphs.kept, *lowering.pinned}
+    findings = []
+    for work in float_work(model):
+        in_fp32 = work.node in kept or not work.node.startswith(TOWER)
+        wanted = "fp32" if in_fp32 else type_name(precision.rest.value)
+        if work.type != wanted:
+            findings.append(f"{work.node} computes in {work.type}, expected {wanted}")
+        factors: tuple[str | None, str | None] = (None, None)
+        if work.node in graphs.quantised:
+            factors = (eight if precision.activations else None, eight)
+        if work.quantised != factors:
+            findings.append(f"{work.node} reads {work.quantised}, expected {factors}")
+    return findings
 
 
 def lint(path: Path, *, opset: int | None = None) -> list[str]:

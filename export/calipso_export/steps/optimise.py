@@ -1,4 +1,4 @@
-"""Optimise: exact forms of the same computation, in the portable graph and in ones for single engines."""
+"""Optimise: exact forms of the same computation, in the graph that every precision is made of."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,25 +6,24 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from calipso_export.forms import ORT_FORMS, PORTABLE_FORMS, Form, apply_forms
+from calipso_export.forms import PORTABLE_FORMS, Form, apply_forms
 from calipso_export.progress import Progress
 from calipso_export.step import Made
-from calipso_export.steps.trace import Traced, tidy
+from calipso_export.steps.trace import Traced
+from calipso_export.tidy import tidy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimised:
-    """The graphs that will be written.
+    """The fp32 graph with standard operators only.
 
     Attributes:
-        portable: standard operators only.
-        ort: the same for ONNX Runtime on a CPU, with its own operators.
-        forms: of each graph, how many places each form changed.
+        portable: the graph.
+        forms: how many places each form changed.
     """
 
     portable: ir.Model
-    ort: ir.Model
-    forms: Mapping[str, Mapping[str, int]]
+    forms: Mapping[str, int]
 
 
 class Optimise:
@@ -40,19 +39,13 @@ class Optimise:
         progress("optimising the graph", 1, 1)
 
 
-def optimise(
-    traced: ir.Model, *, portable: Mapping[str, Form] = PORTABLE_FORMS, ort: Mapping[str, Form] = ORT_FORMS
-) -> Optimised:
-    """Apply forms to a traced graph, which is changed, and to a copy of it.
+def optimise(traced: ir.Model, *, portable: Mapping[str, Form] = PORTABLE_FORMS) -> Optimised:
+    """Apply forms to a traced graph, which is changed.
 
     Args:
         traced: the graph.
-        portable: forms of the portable graph, by name.
-        ort: forms of ONNX Runtime's graph, by name, after the portable ones.
+        portable: forms, by name.
     """
-    counts = {"portable": apply_forms(traced.graph, portable)}
+    counts = apply_forms(traced.graph, portable)
     tidy(traced)
-    specialised = traced.clone()
-    counts["ort"] = apply_forms(specialised.graph, ort)
-    tidy(specialised)
-    return Optimised(portable=traced, ort=specialised, forms=counts)
+    return Optimised(portable=traced, forms=counts)

@@ -1,13 +1,13 @@
 """Trace: the model and its heads -> one portable graph, the same for the same inputs."""
 
+import ast
 import dataclasses
-import hashlib
 import importlib.metadata
 import logging
 import warnings
+from collections import Counter
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
@@ -18,10 +18,14 @@ from calipso_export.heads.calip import CalipHead
 from calipso_export.heads.tip_adapter import TipAdapterHead
 from calipso_export.heads.zero_shot import ZeroShotHead
 from calipso_export.models import LoadedModel
+from calipso_export.precision.islands import TOWER
 from calipso_export.progress import Progress
 from calipso_export.reference import HeadTensors
 from calipso_export.step import Made
+from calipso_export.tidy import tidy
 
+# Where torch's exporter keeps the path of modules that a node comes from.
+_SCOPES = "pkg.torch.onnx.name_scopes"
 # A batch of 1 would be baked into the graph as a constant.
 _EXAMPLE_BATCH = 2
 
@@ -65,7 +69,7 @@ def classifier_module(model: LoadedModel, heads: HeadTensors, outputs: tuple[str
     return ClassifierModule(
         model.tower(model.visual, with_tokens=with_tokens),
         ZeroShotHead(heads.text, scale=model.scale, bias=model.bias),
-        calip=None if heads.calip is None else CalipHead(heads.calip, scale=model.scale),
+        calip=None if heads.calip is None else CalipHead(heads.calip, scale=model.scale, centred=heads.centred),
         tip_adapter=cache,
         outputs=outputs,
     ).eval()
@@ -97,6 +101,7 @@ def trace(module: ClassifierModule, model: LoadedModel, config: ExportConfig) ->
         raise RuntimeError(message)
     graph = program.model
     tidy(graph)
+    name_by_module(graph.graph)
     # Node metadata holds stack traces: paths of the machine, and other bytes on another one.
     passes.ClearMetadataAndDocStringPass()(graph)
     # That pass leaves the values out.
@@ -110,23 +115,28 @@ def trace(module: ClassifierModule, model: LoadedModel, config: ExportConfig) ->
     return graph
 
 
-def tidy(graph: ir.Model) -> None:
-    """Keep one of each tensor, and drop what nothing reads."""
-    _share_equal_initializers(graph.graph)
-    passes.RemoveUnusedNodesPass()(graph)
+def name_by_module(graph: ir.Graph) -> None:
+    """Name every node after the module that it comes from: what reports of layers, here and in engines, show.
+
+    What a module computes outside its own modules takes the name of their parent, or of its parameters' owner.
+    """
+    layer, counts = "", Counter[str]()
+    for node in graph:
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        # The last is the operation itself; the first stands for the whole model, or for the exporter's own work.
+        own = scopes[-2] if len(scopes) > 1 and not scopes[0] else layer
+        if own == TOWER:
+            own = _owner(node, layer) or (layer if layer.startswith(TOWER) else own)
+        elif own.startswith(TOWER) and own in scopes:
+            layer = own.rpartition(".")[0]
+        if not own.startswith(TOWER):
+            layer = own
+        name = f"{own or 'head'}/{node.op_type}"
+        counts[name] += 1
+        node.name = name if counts[name] == 1 else f"{name}_{counts[name]}"
 
 
-def _share_equal_initializers(graph: ir.Graph) -> None:
-    """Keep one of each tensor. onnx-ir's own pass by hash stops at tensors that are not contiguous."""
-    kept: dict[tuple[object, ...], ir.Value] = {}
-    for value in tuple(graph.initializers.values()):
-        if value.const_value is None or value.name is None:
-            continue
-        array = np.ascontiguousarray(value.const_value.numpy())
-        # The tensor's own shape: numpy makes [1] of a scalar when it makes it contiguous.
-        key = (value.dtype, tuple(value.const_value.shape.numpy()), hashlib.sha256(array.data).digest())
-        if key in kept:
-            value.replace_all_uses_with(kept[key])
-            del graph.initializers[value.name]
-        else:
-            kept[key] = value
+def _owner(node: ir.Node, layer: str) -> str | None:
+    """The module below a layer that a node's parameter belongs to."""
+    names = (str(value.name) for value in node.inputs if value is not None and value.is_initializer())
+    return next((name.rpartition(".")[0] for name in names if name.startswith(f"{layer}.")), None)

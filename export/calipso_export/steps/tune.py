@@ -48,7 +48,16 @@ class Tune:
         tuning = _Tuning(config, features, base, progress)
         cache = tuning.tip_adapter()
         calip = tuning.calip(cache)
-        made.add(HeadTensors(text=text, keys=features.keys, labels=features.labels, calip=calip, tip_adapter=cache))
+        made.add(
+            HeadTensors(
+                text=text,
+                keys=features.keys,
+                labels=features.labels,
+                calip=calip,
+                tip_adapter=cache,
+                centred=made[ExportConfig].precision != "fp32",
+            )
+        )
         made.add(tuning.record)
 
 

@@ -1,9 +1,14 @@
 """Verify: the saved files, through the runtime, against eager PyTorch on real pictures and edge cases."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from PIL import Image
 
@@ -12,13 +17,17 @@ from calipso_export.head_checks import check_keys, check_text
 from calipso_export.models import LoadedModel
 from calipso_export.parity import Answers, Parity, compare
 from calipso_export.photos import Photos, opened
+from calipso_export.precision import PRECISIONS, gates_for
+from calipso_export.precision.emulate import emulate, needs_emulation
 from calipso_export.progress import Progress, batches, track
 from calipso_export.reference import EagerClassifier, HeadTensors
 from calipso_export.step import Made
 from calipso_export.steps.gather import Picture, Pictures, evenly
-from calipso_export.steps.write import Graph
+from calipso_export.steps.lower import Lowering
+from calipso_export.steps.write import Graph, save
 from calipso_export.templates import Prompts
 from calipso_runtime import Classifier, load
+from calipso_runtime.bundle import METADATA_MANIFEST
 
 BATCH_SIZES = (1, 2, 7)
 # Pictures asked at every batch size; beyond, only the largest batch is asked.
@@ -26,12 +35,25 @@ _MOST_AT_EVERY_BATCH = 48
 _EDGE_SEED = 0
 # Where an export is verified: the engine that comes with the exporter. `calipso verify --backend` asks others.
 _BACKEND = "ort"
+_EMULATED = "; model.onnx emulated: every 16-bit tensor rounded, products summed in fp32"
+_ARITHMETIC = {
+    name: _EMULATED for name, each in PRECISIONS.items() if each.rest in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+}
 
 
 class Verify:
     """Compare, and fail the export if a gate fails and `force` is not set."""
 
-    requires: ClassVar[tuple[type, ...]] = (ExportConfig, LoadedModel, Prompts, Photos, HeadTensors, Pictures, Graph)
+    requires: ClassVar[tuple[type, ...]] = (
+        ExportConfig,
+        LoadedModel,
+        Prompts,
+        Photos,
+        HeadTensors,
+        Pictures,
+        Lowering,
+        Graph,
+    )
     ensures: ClassVar[tuple[type, ...]] = (Parity,)
 
     def run(self, made: Made, progress: Progress) -> None:
@@ -42,22 +64,75 @@ class Verify:
         if heads.tip_adapter is not None and heads.keys is not None and config.shots is not None:
             checks["keys"] = check_keys(model, photos.photos, heads.keys, epochs=config.epochs, seed=config.seed)
         progress("checking text and keys", 1, 1)
-        eager = EagerClassifier(model, heads, with_tokens="tokens" in config.outputs)
-        graph = made[Graph]
+        if EagerAnswers not in made:
+            # The same for every precision that is tried.
+            eager = EagerClassifier(model, heads, with_tokens="tokens" in config.outputs)
+            made.add(ask_eager(eager, made[Pictures], progress))
+        graph, gates = made[Graph], gates_for(config, made[Lowering].precision)
         with (
-            load(graph.path, backend=_BACKEND, keep_optimised=False) as portable,
+            computable(graph.path) as portable,
             load(graph.ort_path, backend=_BACKEND, keep_optimised=False) as ort,
         ):
             files = {graph.path.name: portable, graph.ort_path.name: ort}
-            parity = verify(files, eager, made[Pictures], checks, gates=config.gates, progress=progress)
+            parity = verify(files, made[EagerAnswers], checks, gates=gates, progress=progress)
         parity.document["skipped_photos"] = list(photos.skipped)
         made.add(parity)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EagerAnswers:
+    """What the reference says, asked once.
+
+    Attributes:
+        everything: the pictures asked, edge cases last.
+        answers: on all of them.
+        about: for the report: the reference, and where the pictures come from.
+    """
+
+    everything: tuple[Picture, ...]
+    answers: Answers
+    about: dict[str, Any]
+
+
+def ask_eager(eager: EagerClassifier, pictures: Pictures, progress: Progress) -> EagerAnswers:
+    """Ask the reference, which prepares the pictures with open_clip's own transform; edge cases are added."""
+    edges = edge_cases()
+    everything = (*pictures.pictures, *edges)
+    return EagerAnswers(
+        everything=everything,
+        answers=_ask_eager(eager, everything, progress),
+        about={
+            "eager": f"open_clip {eager.model.name} in PyTorch {torch.__version__}, heads by the published formulas",
+            "pictures": {
+                "source": pictures.source,
+                "count": len(pictures.pictures),
+                "edge_cases": len(edges),
+            },
+        },
+    )
+
+
+@contextlib.contextmanager
+def computable(path: Path) -> Iterator[Classifier]:
+    """Load a saved graph by the runtime; one with 16-bit or fp8 tensors as its emulation."""
+    model = ir.load(path)
+    if not needs_emulation(model):
+        del model
+        with load(path, backend=_BACKEND, keep_optimised=False) as classifier:
+            yield classifier
+        return
+    manifest = str(model.metadata_props[METADATA_MANIFEST])
+    with tempfile.TemporaryDirectory() as folder:
+        emulated = Path(folder) / path.name
+        save(emulate(model), emulated, manifest=manifest)
+        del model
+        with load(emulated, backend=_BACKEND, keep_optimised=False) as classifier:
+            yield classifier
+
+
 def verify(
     files: Mapping[str, Classifier],
-    eager: EagerClassifier,
-    pictures: Pictures,
+    eager: EagerAnswers,
     checks: dict[str, dict[str, Any]],
     *,
     gates: Gates,
@@ -67,14 +142,13 @@ def verify(
 
     Args:
         files: the saved graphs by name, loaded by the runtime; it prepares the pictures itself.
-        eager: the reference; it prepares them with open_clip's own transform.
-        pictures: what to compare on; edge cases are added.
+        eager: what the reference says.
         checks: of what both sides share, out of `head_checks`.
         gates: what has to be reached.
         progress: told after each batch.
     """
-    everything = [*pictures.pictures, *edge_cases()]
-    given = len(pictures.pictures)
+    everything = eager.everything
+    given = int(eager.about["pictures"]["count"])
     shipped = {}
     for name, classifier in files.items():
         for batch in BATCH_SIZES:
@@ -82,21 +156,21 @@ def verify(
             chosen = [everything[index] for index in indices]
             label = str(batch) if len(files) == 1 else f"{name}, {batch}"
             shipped[label] = (indices, _ask_shipped(classifier, chosen, name, batch, progress))
-    answers = _ask_eager(eager, everything, progress)
     engine = next(iter(files.values()))
+    arithmetic = _ARITHMETIC.get(engine.manifest.precision, "")
     about = {
-        "shipped": f"{' and '.join(files)} through calipso_runtime, {engine.backend} on {engine.provider}",
-        "eager": f"open_clip {eager.model.name} in PyTorch {torch.__version__}, heads by the published formulas",
-        "pictures": {"source": pictures.source, "count": given, "edge_cases": len(everything) - given},
+        "shipped": f"{' and '.join(files)} through calipso_runtime, {engine.backend} on {engine.provider}{arithmetic}",
+        **eager.about,
     }
     return compare(
         [picture.name for picture in everything],
-        answers,
+        eager.answers,
         shipped,
         checks=checks,
         truth=[picture.label for picture in everything],
         gates=gates,
         about=about,
+        edge_cases=len(everything) - given,
     )
 
 

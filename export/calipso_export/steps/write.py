@@ -17,6 +17,7 @@ from calipso_export.progress import Progress
 from calipso_export.reference import HeadTensors
 from calipso_export.shared_weights import refer_to
 from calipso_export.step import Made, WorkFolder
+from calipso_export.steps.lower import Lowering
 from calipso_export.steps.optimise import Optimised
 from calipso_export.steps.trace import Traced
 from calipso_export.steps.tune import HeadRecord
@@ -63,27 +64,30 @@ class WriteGraphs:
         HeadRecord,
         Traced,
         Optimised,
+        Lowering,
     )
     ensures: ClassVar[tuple[type, ...]] = (Graph,)
 
     def run(self, made: Made, progress: Progress) -> None:
         """See `Step.run`."""
         progress("writing the graphs", 0, 2)
-        optimised = made[Optimised]
+        lowering = made[Lowering]
+        graphs = lowering.graphs
         manifest = _manifest(
             made,
             {
-                **_describe(optimised.portable),
+                **_describe(graphs.portable),
                 **_describe_cache(made[Traced].cache),
-                "forms": json.loads(json.dumps(optimised.forms)),
+                "forms": {"portable": dict(made[Optimised].forms), "ort": dict(graphs.ort_forms)},
+                "precision": lowering.as_json(),
             },
         )
         path = made[WorkFolder].path / MODEL_FILE
         carried = canonical(manifest.core())
-        save(optimised.portable, path, manifest=carried)
+        save(graphs.portable, path, manifest=carried)
         progress("writing the graphs", 1, 2)
         ort_path = path.with_name(ORT_MODEL_FILE)
-        save_over(optimised.ort, ort_path, weights=path, manifest=carried, run_batch=run_batch(made[Traced].rows))
+        save_over(graphs.ort, ort_path, weights=path, manifest=carried, run_batch=run_batch(made[Traced].rows))
         made.add(Graph(path=path, ort_path=ort_path, manifest=manifest))
         progress("writing the graphs", 2, 2)
 
@@ -134,7 +138,7 @@ def _manifest(made: Made, graph: dict[str, Any]) -> Manifest:
     return Manifest(
         labels=config.classes,
         preprocess=model.preprocess,
-        precision="fp32",
+        precision=made[Lowering].precision.name,
         model={
             "name": model.name,
             "config": Path(config.model).name if config.model.endswith(".json") else None,
@@ -146,7 +150,7 @@ def _manifest(made: Made, graph: dict[str, Any]) -> Manifest:
             "weights": model.weights,
         },
         prompts=made[Prompts].as_json(),
-        head={**made[HeadRecord].document, "seed": config.seed},
+        head={**made[HeadRecord].document, "seed": config.seed, "centred": heads.centred},
         graph=graph,
         tools={name: _version(name) for name in _TOOLS} | {"python": platform.python_version()},
     )

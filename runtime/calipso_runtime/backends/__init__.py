@@ -59,11 +59,11 @@ class Backend(Protocol):
     inputs: Sequence[TensorInfo]
     outputs: Sequence[TensorInfo]
 
-    def run(self, image: npt.NDArray[np.float32], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+    def run(self, image: npt.NDArray[np.floating], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.floating]]:
         """Answer a batch.
 
         Args:
-            image: float32 [B,3,H,W], normalised.
+            image: [B,3,H,W], normalised, of the dtype in `inputs`.
             outputs: names of the outputs wanted.
 
         Raises:

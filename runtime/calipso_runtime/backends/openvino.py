@@ -70,7 +70,7 @@ class OpenVinoBackend:
         self._compiled: openvino.CompiledModel | None = compiled
         self._idle: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
 
-    def run(self, image: npt.NDArray[np.float32], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+    def run(self, image: npt.NDArray[np.floating], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.floating]]:
         """Answer a batch: see `Backend.run`."""
         compiled = self._compiled
         if compiled is None:

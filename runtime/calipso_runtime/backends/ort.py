@@ -146,7 +146,7 @@ class OrtBackend:
         session = _session(str(model_path), self.wanted_provider, threads=threads)
         return session, session.get_modelmeta().custom_metadata_map
 
-    def run(self, image: npt.NDArray[np.float32], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+    def run(self, image: npt.NDArray[np.floating], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.floating]]:
         """Answer a batch: see `Backend.run`."""
         session = self._session
         if session is None:
@@ -197,7 +197,7 @@ class OrtCpuBackend(OrtBackend):
             return kept
         return super()._open(model_path, threads, digest)
 
-    def run(self, image: npt.NDArray[np.float32], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+    def run(self, image: npt.NDArray[np.floating], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.floating]]:
         """Answer a batch, in equal parts where it is larger than the graph runs fastest: see `Backend.run`."""
         most = int(self.metadata.get(METADATA_RUN_BATCH, len(image)))
         if len(image) <= most:

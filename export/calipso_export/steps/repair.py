@@ -1,0 +1,186 @@
+"""Repair: which layers cannot take a precision, found on the pictures that went wrong."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from calipso_export.config import ExportConfig, Gates
+from calipso_export.models import LoadedModel
+from calipso_export.parity import Answers, Parity, compare
+from calipso_export.precision import Precision, gates_for
+from calipso_export.precision.layers import LayerError, layer_errors
+from calipso_export.precision.lower import Lowered
+from calipso_export.precision.repair import Repair, Trial, overflows, ranked, reason, search
+from calipso_export.precision.run import answering
+from calipso_export.progress import Progress
+from calipso_export.step import Made
+from calipso_export.steps.gather import Picture, evenly
+from calipso_export.steps.lower import Attempt, Lowering, lowered_with
+from calipso_export.steps.optimise import Optimised
+from calipso_export.steps.verify import EagerAnswers
+from calipso_runtime.inputs import tensor
+
+_MOST_PICTURES, _MOST_COMPARED, _BATCH = 32, 8, 4
+_MOST_LISTED = 10
+
+
+class Repairer:
+    """Searches within the export's budget; each repair adds to what was pinned before.
+
+    Attributes:
+        record: of the last search, None before the first.
+    """
+
+    def __init__(self, made: Made, precision: Precision, progress: Progress) -> None:
+        self._made, self._precision, self._progress = made, precision, progress
+        self._given = int(made[EagerAnswers].about["pictures"]["count"]) if EagerAnswers in made else 0
+        self._left = made[ExportConfig].repair_minutes * 60
+        self._pinned: dict[str, str] = {}
+        self._before: dict[str, LayerError] = {}
+        self._after: dict[str, LayerError] = {}
+        self.record: Repair | None = None
+        self._worst: list[LayerError] = []
+
+    def can_help(self) -> bool:
+        """Whether there is something to pin, and time left."""
+        lowers = self._precision.quantised is not None or self._precision.rest != ir.DataType.FLOAT
+        return lowers and self._left > 0 and (self.record is None or self.record.succeeded)
+
+    def repair(self) -> dict[str, str]:
+        """What has to be pinned, with the reasons; empty where the search did not succeed."""
+        started = time.monotonic()
+        pictures = self._pictures()
+        images = np.stack([self._image(picture) for picture in pictures])
+        table = self._table(images[:_MOST_COMPARED])
+        rows = {row.node: row for row in table}
+        graphs = self._made[Lowering].graphs
+        candidates = [row.node for row in table if row.kind in ("float16", "bfloat16") or row.node in graphs.quantised]
+        model = self._made[Optimised].portable
+        readers = {
+            str(node.name): [str(use.node.name) for output in node.outputs for use in output.uses()]
+            for node in model.graph
+        }
+        order = ranked(table, readers, candidates)
+        self._worst = [rows[name] for name in order[:_MOST_LISTED] if name in rows]
+        surely = sum(name in rows and overflows(rows[name]) for name in order)
+        surely += len({name for row in order[:surely] for name in readers.get(row, ()) if name in candidates})
+        found, self.record = search(
+            order,
+            surely=min(surely, len(order)),
+            attempt=lambda nodes: self._try(nodes, pictures, images),
+            seconds=self._left - (time.monotonic() - started),
+            progress=self._progress,
+        )
+        self._left -= time.monotonic() - started
+        if not self.record.succeeded:
+            return {}
+        new = {name: reason(rows[name]) for name in sorted(found)}
+        self._before.update({name: rows[name] for name in new})
+        self._pinned |= new
+        self.record = dataclasses.replace(self.record, pinned=dict(self._pinned))
+        repaired = self._lowered(frozenset(self._pinned))
+        after = layer_errors(model, repaired.portable, _split(images[:_MOST_COMPARED]))
+        self._after = {row.node: row for row in after}
+        return dict(self._pinned)
+
+    def as_json(self) -> dict[str, Any]:
+        """For `parity.json` and the report."""
+        record = self.record
+        if record is None:
+            return {}
+        return {
+            "succeeded": record.succeeded,
+            "trials": record.trials,
+            "ended": record.ended,
+            "pinned": [
+                {
+                    "node": name,
+                    "reason": why,
+                    "error_before": self._before[name].error,
+                    "error_after": self._after[name].error,
+                }
+                for name, why in record.pinned.items()
+            ],
+            "worst_layers": [
+                {"node": row.node, "own_error": row.own_error, "error": row.error, "peak": row.peak}
+                for row in self._worst
+            ],
+        }
+
+    def _table(self, images: npt.NDArray[np.float32]) -> list[LayerError]:
+        self._progress(f"comparing layers in {self._precision.name}", 0, 1)
+        table = layer_errors(self._made[Optimised].portable, self._made[Lowering].graphs.portable, _split(images))
+        self._progress(f"comparing layers in {self._precision.name}", 1, 1)
+        return table
+
+    def _lowered(self, nodes: frozenset[str]) -> Lowered:
+        pinned = {**self._pinned, **dict.fromkeys(nodes, "tried")}
+        return lowered_with(self._made, Attempt(precision=self._precision, pinned=pinned))[0]
+
+    def _try(
+        self, nodes: frozenset[str], pictures: Sequence[tuple[int, Picture]], images: npt.NDArray[np.float32]
+    ) -> Trial:
+        graphs = self._lowered(nodes)
+        eager = self._made[EagerAnswers].answers.of([index for index, _ in pictures])
+        everything = list(range(len(pictures)))
+        shipped = {}
+        for name, graph in (("model.onnx", graphs.portable), ("model.ort.onnx", graphs.ort)):
+            with answering(graph) as answer:
+                parts = [answer(some) for some in _split(images)]
+            outputs = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+            shipped[name] = everything, Answers(outputs=outputs)
+        parity = compare(
+            [picture.name for _, picture in pictures],
+            eager,
+            shipped,
+            truth=[picture.label for _, picture in pictures],
+            gates=self._gates(len(pictures), sum(picture.label is not None for _, picture in pictures)),
+            about={},
+            checks={},
+            edge_cases=sum(index >= self._given for index, _ in pictures),
+        )
+        return Trial(passed=not parity.failures, error=parity.document["worst"]["relative_logit_error"])
+
+    def _gates(self, pictures: int, labelled: int) -> Gates:
+        """The gates for some of the pictures: as many flips may be left as among all, not as large a share."""
+        gates = gates_for(self._made[ExportConfig], self._precision)
+        everything = self._made[EagerAnswers].everything
+        known = sum(picture.label is not None for picture in everything)
+
+        def share(least: float) -> float:
+            return max(0.0, 1.0 - (1.0 - least) * len(everything) / pictures)
+
+        drop = gates.max_accuracy_drop
+        return dataclasses.replace(
+            gates,
+            min_top1_agreement=share(gates.min_top1_agreement),
+            min_same_top1=share(gates.min_same_top1),
+            max_accuracy_drop=None if drop is None or not labelled else min(1.0, drop * known / labelled),
+        )
+
+    def _pictures(self) -> list[tuple[int, Picture]]:
+        """Those that went worst, and an even sample of the others."""
+        everything = self._made[EagerAnswers].everything
+        by_name = {picture.name: index for index, picture in enumerate(everything)}
+        bad: dict[int, None] = {}
+        for measured in self._made[Parity].document["by_batch"].values():
+            names = [flip["picture"] for flip in measured["flips"]]
+            names += [measured["relative_logit_error"]["worst_picture"]]
+            names += [measured["embedding_cosine"]["worst_picture"]] if "embedding_cosine" in measured else []
+            bad.update(dict.fromkeys(by_name[name] for name in names))
+        chosen = list(bad)[: _MOST_PICTURES // 2]
+        others = [index for index in evenly(len(everything), _MOST_PICTURES) if index not in chosen]
+        # In their order: edge cases are last.
+        return [(index, everything[index]) for index in sorted([*chosen, *others][:_MOST_PICTURES])]
+
+    def _image(self, picture: tuple[int, Picture]) -> npt.NDArray[np.float32]:
+        return tensor(picture[1].content, self._made[LoadedModel].preprocess, name=picture[1].name)
+
+
+def _split(images: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+    return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]

@@ -1,0 +1,87 @@
+"""Settle: write, check and verify the graph in its precision; where a gate fails, find the layers that cannot take it.
+
+With "auto" the precisions of the target are tried, fastest first, and the first that passes is kept.
+"""
+
+from typing import Any, ClassVar
+
+from calipso_export.config import ExportConfig
+from calipso_export.models import LoadedModel
+from calipso_export.parity import Parity
+from calipso_export.photos import Photos
+from calipso_export.precision import AUTO, Precision, candidates
+from calipso_export.progress import Progress
+from calipso_export.reference import HeadTensors
+from calipso_export.step import Made, Step, WorkFolder
+from calipso_export.steps.calibrate import Calibration
+from calipso_export.steps.frontier import Frontier, measure
+from calipso_export.steps.gather import Pictures
+from calipso_export.steps.lint import Lint
+from calipso_export.steps.lower import Attempt, Lower, Lowering
+from calipso_export.steps.optimise import Optimised
+from calipso_export.steps.repair import Repairer
+from calipso_export.steps.trace import Traced
+from calipso_export.steps.tune import HeadRecord
+from calipso_export.steps.verify import Verify
+from calipso_export.steps.write import Graph, WriteGraphs
+from calipso_export.templates import Prompts
+
+_ATTEMPT: tuple[Step, ...] = (Lower(), WriteGraphs(), Lint(), Verify())
+# Each repair is verified on all pictures; what that shows beyond the search's own pictures is repaired again.
+_MOST_REPAIRS = 3
+
+
+class Settle:
+    """Try until the gates are met, or nothing is left to try; the last attempt is what is left in the folder."""
+
+    requires: ClassVar[tuple[type, ...]] = (
+        ExportConfig,
+        WorkFolder,
+        LoadedModel,
+        Prompts,
+        Photos,
+        HeadTensors,
+        HeadRecord,
+        Pictures,
+        Traced,
+        Optimised,
+        Calibration,
+    )
+    ensures: ClassVar[tuple[type, ...]] = (Lowering, Graph, Parity, Frontier)
+
+    def run(self, made: Made, progress: Progress) -> None:
+        """See `Step.run`."""
+        config = made[ExportConfig]
+        points: list[dict[str, Any]] = []
+        for precision in candidates(config):
+            settle(made, precision, progress)
+            if config.precision != AUTO:
+                break
+            points.append(measure(made, progress))
+            if not made[Parity].failures:
+                break
+        made.add(Frontier(points=tuple(points)))
+
+
+def settle(made: Made, precision: Precision, progress: Progress) -> None:
+    """Attempt a precision, repairing it as long as that helps and time allows."""
+    repairer = Repairer(made, precision, progress)
+    attempt(made, Attempt(precision=precision), progress)
+    for _ in range(_MOST_REPAIRS):
+        if not made[Parity].failures or not repairer.can_help():
+            break
+        pinned = repairer.repair()
+        if not pinned:
+            break
+        attempt(made, Attempt(precision=precision, pinned=pinned), progress)
+    if repairer.record is not None:
+        document = {**made[Parity].document, "repair": repairer.as_json()}
+        failures = made[Parity].failures
+        made.add(Parity(document=document, failures=failures))
+
+
+def attempt(made: Made, wanted: Attempt, progress: Progress) -> None:
+    """Make, write, check and verify one graph."""
+    made.add(wanted)
+    for step in _ATTEMPT:
+        step.run(made, progress)
