@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := export runtime bench benchmarks tests examples
 
-.PHONY: setup demo test test-quick check bench bench-export docs clean
+.PHONY: setup demo test test-quick check bench bench-export bench-precision docs clean
 
 setup: $(READY)
 
@@ -43,6 +43,13 @@ bench-export: $(READY)
 	$(BIN)/python -m benchmarks.full_size --model RN50
 	$(BIN)/python examples/demo.py --record benchmarks/results/demo.json
 	$(BIN)/python -m benchmarks.forms
+	$(BIN)/python -m benchmarks.report
+
+# Measures what each precision keeps and costs; the planted outliers take longest, and go on where they stopped.
+bench-precision: $(READY)
+	$(BIN)/python -m benchmarks.precision_trained
+	$(BIN)/python -m benchmarks.precision_speed
+	$(BIN)/python -m benchmarks.precision_planted
 	$(BIN)/python -m benchmarks.report
 
 # Writes the numbers of README and docs from benchmarks/results/.

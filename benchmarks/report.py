@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import RESULTS, ROOT, speed_tables
+from benchmarks import RESULTS, ROOT, precision_tables, speed_tables
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "precision.md")
 _START, _END = "<!-- generated: ", "<!-- end -->"
 _MB = 1e6
 _GIB = 2**30
@@ -115,6 +115,9 @@ PARTS: dict[str, Callable[[], str]] = {
     "full-size": full_size_table,
     "loadgen": speed_tables.loadgen_table,
     "peak": speed_tables.peak_table,
+    "precision-planted": precision_tables.planted_table,
+    "precision-speed": precision_tables.speed_table,
+    "precision-trained": precision_tables.trained_table,
     "serving": speed_tables.serving_table,
     "speed": speed_tables.speed_table,
     "speed-summary": speed_tables.speed_summary,

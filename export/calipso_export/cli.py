@@ -175,9 +175,10 @@ def needs_the_exporter() -> Iterator[None]:
 def precision_lines(manifest: "Manifest", document: dict[str, Any]) -> list[str]:
     """What became of the precision: tried, calibrated, pinned."""
     lines = [
-        f"{point['precision']}: {'passed' if point['passed'] else 'failed'}, {point['cpu_time_to_fp32']:.2f} of fp32's "
-        f"time on this CPU, {100 * point['drop']:.2f} points lost"
+        f"{point['precision']}: {'failed' if point['failures'] else 'passed'}, {point['cpu_time_to_fp32']:.2f} of the "
+        f"time of fp32 on this CPU, {100 * point['drop']:.2f} points lost"
         for point in document.get("frontier", [])
+        if point["bytes"] is not None
     ]
     if manifest.precision == "fp32":
         return lines

@@ -72,10 +72,14 @@ class EagerClassifier:
             if heads.calip is not None:
                 # In double: the first term is a large number common to all classes, whose rounding in the
                 # reference would count as the file's.
-                image, positions = embedding.double(), tokens.double()
-                added = calip.reference(image, positions, heads.text.double(), heads.calip, scale=model.scale)
-                if heads.centred:
-                    added = added - calip.common(image, positions, heads.calip, scale=model.scale)
+                added = calip.reference(
+                    embedding.double(),
+                    tokens.double(),
+                    heads.text.double(),
+                    heads.calip,
+                    scale=model.scale,
+                    centred=heads.centred,
+                )
                 logits = logits + added.float()
         if heads.tip_adapter is not None and heads.keys is not None and self._values is not None:
             logits = logits + tip_adapter.reference(embedding, heads.keys, self._values, parameters=heads.tip_adapter)

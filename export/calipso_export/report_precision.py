@@ -59,22 +59,24 @@ def _repair(repair: Mapping[str, Any]) -> str:
 
 def frontier(points: Sequence[Mapping[str, Any]]) -> str:
     """A table and a plot of accuracy over the time of one picture, against fp32."""
-    if not points:
+    tried = [point for point in points if point["bytes"] is not None]
+    if not tried:
         return ""
+    refused = [(point["precision"], "; ".join(point["failures"]), *[""] * 5) for point in points if point not in tried]
     rows = [
         (
             point["precision"],
-            "passed" if point["passed"] else "; ".join(point["failures"]),
+            "; ".join(point["failures"]) or "passed",
             f"{point['bytes'] / _MEGABYTE:.1f}",
             f"{point['cpu_time_to_fp32']:.2f}",
             f"{point['same_top1']:.2%}",
             f"{point['top1']:.2%}",
             f"{100 * point['drop']:.2f}",
         )
-        for point in points
+        for point in tried
     ]
     columns = ("precision", "gates", "MB", "CPU time to fp32", "same top class", "top-1", "points lost")
-    return "<h3>Tried, fastest first</h3>" + table(columns, rows) + _scatter(points)
+    return "<h3>Tried, fastest first</h3>" + table(columns, [*rows, *refused]) + _scatter(tried)
 
 
 def _scatter(points: Sequence[Mapping[str, Any]]) -> str:
@@ -84,7 +86,7 @@ def _scatter(points: Sequence[Mapping[str, Any]]) -> str:
     marks = []
     for point, x, y in zip(points, times, tops, strict=True):
         left, top = x / most * _WIDTH, _HEIGHT - (y - low) / span * _HEIGHT
-        colour = "#06752f" if point["passed"] else "#b00020"
+        colour = "#b00020" if point["failures"] else "#06752f"
         marks.append(
             f"<circle cx={left:.1f} cy={top:.1f} r={_RADIUS} fill='{colour}' />"
             f"<text x={left + 2 * _RADIUS:.1f} y={top + _RADIUS:.1f} font-size=13>{escape(point['precision'])}</text>"

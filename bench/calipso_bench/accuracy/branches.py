@@ -53,7 +53,9 @@ class Branches:
         plain = zero_shot.reference(embedding, heads.text, scale=model.scale, bias=model.bias)
         found = {ZERO_SHOT: plain}
         if heads.calip is not None:
-            attended = calip.reference(embedding, tokens, heads.text, heads.calip, scale=model.scale)
+            attended = calip.reference(
+                embedding, tokens, heads.text, heads.calip, scale=model.scale, centred=heads.centred
+            )
             found[WITH_CALIP] = plain + attended
         if self._values is not None and heads.keys is not None and heads.tip_adapter is not None:
             cached = tip_adapter.reference(embedding, heads.keys, self._values, parameters=heads.tip_adapter)

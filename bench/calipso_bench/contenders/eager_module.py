@@ -33,6 +33,7 @@ class EagerModule(nn.Module):
         self.visual = visual
         self.tower: type[Tower] = tower_class(visual)
         self.calip_parameters = heads.calip
+        self.centred = heads.centred
         self.cache_parameters = heads.tip_adapter
         self.scale = scale
         self.bias = bias
@@ -53,7 +54,9 @@ class EagerModule(nn.Module):
         logits = zero_shot.reference(embedding, text, scale=self.scale, bias=self.bias)
         if tokens is not None and self.calip_parameters is not None:
             tokens = functional.normalize(tokens, dim=-1)
-            logits = logits + calip.reference(embedding, tokens, text, self.calip_parameters, scale=self.scale)
+            logits = logits + calip.reference(
+                embedding, tokens, text, self.calip_parameters, scale=self.scale, centred=self.centred
+            )
         if self.cache_parameters is not None:
             keys, values = cast("torch.Tensor", self.keys), cast("torch.Tensor", self.values)
             logits = logits + tip_adapter.reference(embedding, keys, values, parameters=self.cache_parameters)
@@ -114,6 +117,7 @@ def save(rebuilt: "Rebuilt", folder: Path, *, config: Path | None) -> Path:
         "labels": heads.labels,
         "calip": None if heads.calip is None else dataclasses.asdict(heads.calip),
         "tip_adapter": None if heads.tip_adapter is None else dataclasses.asdict(heads.tip_adapter),
+        "centred": heads.centred,
     }
     torch.save(document, path)
     return path
@@ -135,6 +139,7 @@ def load(path: Path) -> EagerModel:
         labels=document["labels"],
         calip=None if calip_parameters is None else calip.CalipParameters(**calip_parameters),
         tip_adapter=None if cache is None else tip_adapter.TipAdapterParameters(**cache),
+        centred=document["centred"],
     )
     module = EagerModule(cast("nn.Module", model.visual), heads, scale=document["scale"], bias=document["bias"])
     return EagerModel(module=module.eval().requires_grad_(requires_grad=False), transform=transform)

@@ -114,12 +114,19 @@ def common(image: torch.Tensor, tokens: torch.Tensor, parameters: CalipParameter
 
 
 def reference(
-    image: torch.Tensor, tokens: torch.Tensor, text: torch.Tensor, parameters: CalipParameters, *, scale: float
+    image: torch.Tensor,
+    tokens: torch.Tensor,
+    text: torch.Tensor,
+    parameters: CalipParameters,
+    *,
+    scale: float,
+    centred: bool = False,
 ) -> torch.Tensor:
-    """The formula as published: [B,D], [B,P,D], [K,D] -> what is added to [B,K]."""
+    """The formula as published, or less what `common` gives: [B,D], [B,P,D], [K,D] -> what is added to [B,K]."""
     attention = tokens @ text.T
     text_seen = (ATTENTION_SCALE * attention).softmax(dim=1).transpose(1, 2) @ tokens
     image_seen = (ATTENTION_SCALE * attention).softmax(dim=2) @ text
     pooled = image_seen.mean(dim=1) + image_seen.amax(dim=1)
     through_image = (text_seen @ image.unsqueeze(-1)).squeeze(-1)
-    return scale * (parameters.b2 * through_image + parameters.b3 * (pooled @ text.T))
+    added = scale * (parameters.b2 * through_image + parameters.b3 * (pooled @ text.T))
+    return added - common(image, tokens, parameters, scale=scale) if centred else added

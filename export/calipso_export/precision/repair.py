@@ -21,6 +21,7 @@ _HEADROOM = 0.5
 _RANGED = {kind.name.lower(): largest(kind) for kind in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)}
 # What the bisection may pin at most; a graph that needs more is not of this precision.
 _MOST_SHARE = 0.5
+_WHAT = "looking for layers that must stay in fp32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,29 +99,32 @@ def search(
         surely: so many of the first are tried together before anything else.
         attempt: makes the graph with these nodes pinned and asks it.
         seconds: after which the best so far is taken.
-        progress: told after each trial.
+        progress: told after each trial how much of the time is used.
 
     Returns:
         The nodes, and how the search went; its `pinned` is left to the caller, who knows the reasons.
     """
-    ended = time.monotonic() + seconds
+    started = time.monotonic()
+    ended = started + seconds
     tried: dict[frozenset[str], Trial] = {}
 
     def passes(nodes: Iterable[str]) -> bool:
         chosen = frozenset(nodes)
         if chosen not in tried:
             tried[chosen] = attempt(chosen)
-            progress(f"repairing: {len(chosen)} nodes in fp32, error {tried[chosen].error:.1e}", len(tried), 0)
+            progress(_WHAT, min(int(time.monotonic() - started), int(seconds)), int(seconds))
         return tried[chosen].passed
 
     def in_time() -> bool:
         return time.monotonic() < ended
 
+    progress(_WHAT, 0, int(seconds))
     best = _shortest_prefix(order, surely, passes, in_time)
     if best is None:
         why = "the time is up" if not in_time() else "no set of layers that was tried passes"
         return frozenset(), Repair(pinned={}, succeeded=False, trials=len(tried), ended=why)
     kept = _thinned(best, passes, in_time)
+    progress(_WHAT, int(seconds), int(seconds))
     why = "the set cannot be made smaller" if in_time() else "the time is up"
     return frozenset(kept), Repair(pinned={}, succeeded=True, trials=len(tried), ended=why)
 

@@ -10,7 +10,6 @@ from calipso_export.parity import FailedParityError, Parity
 from calipso_export.progress import Progress
 from calipso_export.report import report_html
 from calipso_export.step import Made, WorkFolder
-from calipso_export.steps.frontier import Frontier
 from calipso_export.steps.tune import HeadRecord
 from calipso_export.steps.write import Graph
 from calipso_runtime.bundle import (
@@ -29,7 +28,7 @@ _WORST_SHOWN = 5
 class WriteBundle:
     """Write the remaining files, or refuse to where a gate failed."""
 
-    requires: ClassVar[tuple[type, ...]] = (ExportConfig, WorkFolder, HeadRecord, Graph, Parity, Frontier)
+    requires: ClassVar[tuple[type, ...]] = (ExportConfig, WorkFolder, HeadRecord, Graph, Parity)
     ensures: ClassVar[tuple[type, ...]] = (Manifest,)
 
     def run(self, made: Made, progress: Progress) -> None:
@@ -43,8 +42,7 @@ class WriteBundle:
                 "--force writes it all the same, marked `parity: failed`"
             )
             raise FailedParityError(message, parity)
-        frontier = made[Frontier].points
-        document = _without_nan(parity.document | ({"frontier": list(frontier)} if frontier else {}))
+        document = _without_nan(parity.document)
         (folder / PARITY_FILE).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         core = dataclasses.replace(made[Graph].manifest, parity=parity.status)
         curves = made[HeadRecord].curves

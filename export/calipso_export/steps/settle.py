@@ -3,7 +3,8 @@
 With "auto" the precisions of the target are tried, fastest first, and the first that passes is kept.
 """
 
-from typing import Any, ClassVar
+import dataclasses
+from typing import ClassVar
 
 from calipso_export.config import ExportConfig
 from calipso_export.models import LoadedModel
@@ -14,7 +15,7 @@ from calipso_export.progress import Progress
 from calipso_export.reference import HeadTensors
 from calipso_export.step import Made, Step, WorkFolder
 from calipso_export.steps.calibrate import Calibration
-from calipso_export.steps.frontier import Frontier, measure
+from calipso_export.steps.frontier import Point, measure
 from calipso_export.steps.gather import Pictures
 from calipso_export.steps.lint import Lint
 from calipso_export.steps.lower import Attempt, Lower, Lowering
@@ -25,6 +26,7 @@ from calipso_export.steps.tune import HeadRecord
 from calipso_export.steps.verify import Verify
 from calipso_export.steps.write import Graph, WriteGraphs
 from calipso_export.templates import Prompts
+from calipso_runtime.errors import UsageError
 
 _ATTEMPT: tuple[Step, ...] = (Lower(), WriteGraphs(), Lint(), Verify())
 # Each repair is verified on all pictures; what that shows beyond the search's own pictures is repaired again.
@@ -47,20 +49,29 @@ class Settle:
         Optimised,
         Calibration,
     )
-    ensures: ClassVar[tuple[type, ...]] = (Lowering, Graph, Parity, Frontier)
+    ensures: ClassVar[tuple[type, ...]] = (Lowering, Graph, Parity)
 
     def run(self, made: Made, progress: Progress) -> None:
         """See `Step.run`."""
-        config = made[ExportConfig]
-        points: list[dict[str, Any]] = []
-        for precision in candidates(config):
-            settle(made, precision, progress)
-            if config.precision != AUTO:
-                break
-            points.append(measure(made, progress))
+        config, points = made[ExportConfig], []
+        wanted = candidates(config)
+        for precision in wanted:
+            try:
+                settle(made, precision, progress)
+            except UsageError as error:
+                # Of "auto" one that this model cannot have at this opset; fp32, the last, every model can.
+                if precision is wanted[-1]:
+                    raise
+                points.append(Point(precision=precision.name, failures=(str(error),)))
+                continue
+            if config.precision == AUTO:
+                points.append(measure(made, progress))
             if not made[Parity].failures:
                 break
-        made.add(Frontier(points=tuple(points)))
+        if points:
+            parity = made[Parity]
+            document = {**parity.document, "frontier": [dataclasses.asdict(point) for point in points]}
+            made.add(Parity(document=document, failures=parity.failures))
 
 
 def settle(made: Made, precision: Precision, progress: Progress) -> None:

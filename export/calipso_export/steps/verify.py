@@ -17,7 +17,7 @@ from calipso_export.head_checks import check_keys, check_text
 from calipso_export.models import LoadedModel
 from calipso_export.parity import Answers, Parity, compare
 from calipso_export.photos import Photos, opened
-from calipso_export.precision import PRECISIONS, gates_for
+from calipso_export.precision import gates_for
 from calipso_export.precision.emulate import emulate, needs_emulation
 from calipso_export.progress import Progress, batches, track
 from calipso_export.reference import EagerClassifier, HeadTensors
@@ -35,10 +35,7 @@ _MOST_AT_EVERY_BATCH = 48
 _EDGE_SEED = 0
 # Where an export is verified: the engine that comes with the exporter. `calipso verify --backend` asks others.
 _BACKEND = "ort"
-_EMULATED = "; model.onnx emulated: every 16-bit tensor rounded, products summed in fp32"
-_ARITHMETIC = {
-    name: _EMULATED for name, each in PRECISIONS.items() if each.rest in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-}
+_EMULATED = ", model.onnx as an emulation: every 16-bit or fp8 tensor rounded, products summed in fp32"
 
 
 class Verify:
@@ -59,24 +56,30 @@ class Verify:
     def run(self, made: Made, progress: Progress) -> None:
         """See `Step.run`."""
         config, model, heads, photos = made[ExportConfig], made[LoadedModel], made[HeadTensors], made[Photos]
-        progress("checking text and keys", 0, 1)
-        checks = {"text": check_text(model, config.classes, made[Prompts], heads.text)}
-        if heads.tip_adapter is not None and heads.keys is not None and config.shots is not None:
-            checks["keys"] = check_keys(model, photos.photos, heads.keys, epochs=config.epochs, seed=config.seed)
-        progress("checking text and keys", 1, 1)
         if EagerAnswers not in made:
             # The same for every precision that is tried.
+            made.add(_checked(config, model, made[Prompts], photos, heads, progress))
             eager = EagerClassifier(model, heads, with_tokens="tokens" in config.outputs)
             made.add(ask_eager(eager, made[Pictures], progress))
         graph, gates = made[Graph], gates_for(config, made[Lowering].precision)
+        is_emulated = needs_emulation(made[Lowering].graphs.portable)
         with (
-            computable(graph.path) as portable,
+            computable(graph.path, emulated=is_emulated) as portable,
             load(graph.ort_path, backend=_BACKEND, keep_optimised=False) as ort,
         ):
             files = {graph.path.name: portable, graph.ort_path.name: ort}
-            parity = verify(files, made[EagerAnswers], checks, gates=gates, progress=progress)
+            parity = verify(files, made[EagerAnswers], made[Checked].results, gates=gates, progress=progress)
+        if is_emulated:
+            parity.document["shipped"] += _EMULATED
         parity.document["skipped_photos"] = list(photos.skipped)
         made.add(parity)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checked:
+    """How what both sides share, text features and keys, compares with the same made anew."""
+
+    results: dict[str, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,21 +115,32 @@ def ask_eager(eager: EagerClassifier, pictures: Pictures, progress: Progress) ->
     )
 
 
+def _checked(  # noqa: PLR0917 - one per thing that is compared
+    config: ExportConfig, model: LoadedModel, prompts: Prompts, photos: Photos, heads: HeadTensors, progress: Progress
+) -> Checked:
+    progress("checking text and keys", 0, 1)
+    checks = {"text": check_text(model, config.classes, prompts, heads.text)}
+    if heads.tip_adapter is not None and heads.keys is not None and config.shots is not None:
+        checks["keys"] = check_keys(model, photos.photos, heads.keys, epochs=config.epochs, seed=config.seed)
+    progress("checking text and keys", 1, 1)
+    return Checked(results=checks)
+
+
 @contextlib.contextmanager
-def computable(path: Path) -> Iterator[Classifier]:
-    """Load a saved graph by the runtime; one with 16-bit or fp8 tensors as its emulation."""
-    model = ir.load(path)
-    if not needs_emulation(model):
-        del model
+def computable(path: Path, *, emulated: bool) -> Iterator[Classifier]:
+    """Load a saved graph by the runtime; as its emulation where a CPU would not compute what it says."""
+    if not emulated:
         with load(path, backend=_BACKEND, keep_optimised=False) as classifier:
             yield classifier
         return
-    manifest = str(model.metadata_props[METADATA_MANIFEST])
+    model = ir.load(path)
+    manifest = model.metadata_props[METADATA_MANIFEST]
     with tempfile.TemporaryDirectory() as folder:
-        emulated = Path(folder) / path.name
-        save(emulate(model), emulated, manifest=manifest)
+        written = Path(folder) / path.name
+        save(emulate(model), written, manifest=manifest)
+        # Hundreds of megabytes, while the engine loads as many.
         del model
-        with load(emulated, backend=_BACKEND, keep_optimised=False) as classifier:
+        with load(written, backend=_BACKEND, keep_optimised=False) as classifier:
             yield classifier
 
 
@@ -157,9 +171,8 @@ def verify(
             label = str(batch) if len(files) == 1 else f"{name}, {batch}"
             shipped[label] = (indices, _ask_shipped(classifier, chosen, name, batch, progress))
     engine = next(iter(files.values()))
-    arithmetic = _ARITHMETIC.get(engine.manifest.precision, "")
     about = {
-        "shipped": f"{' and '.join(files)} through calipso_runtime, {engine.backend} on {engine.provider}{arithmetic}",
+        "shipped": f"{' and '.join(files)} through calipso_runtime, {engine.backend} on {engine.provider}",
         **eager.about,
     }
     return compare(
