@@ -1,6 +1,6 @@
 """Whether full-size models pass in 16 bits: random weights, and activations as large as trained CLIPs show.
 
-    python -m benchmarks.precision_planted [--model ViT-B-32 ...] [--pictures 1]
+    python -m benchmarks.precision_planted [--model ViT-B-32 ...] [--pictures 30]
 
 Each model gets three outliers before it is exported: a residual channel (or a convolution's) at 100 times the rest,
 one MLP whose hidden values leave fp16's range, and, without these, the plain weights as control. A
@@ -40,7 +40,7 @@ def main() -> int:
     """Export every model with every outlier in every precision, and write what became of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", nargs="+", default=list(MODELS))
-    parser.add_argument("--pictures", type=int, default=1, help="of each of 30 classes")
+    parser.add_argument("--pictures", type=int, default=30, choices=range(1, 31))
     arguments = parser.parse_args()
     path = RESULTS / "precision-planted.json"
     document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
@@ -117,10 +117,12 @@ def weights(model: str, classes: tuple[str, ...], plant: Callable[[Weights], Non
 
 
 def drawn(folder: Path, count: int) -> tuple[tuple[str, ...], Path]:
-    """So many pictures of each class of the drawn world, and the class names."""
+    """The class names of the drawn world, and a picture of each of so many of them."""
     script = ROOT / "examples" / "shapes" / "draw.py"
-    command = [sys.executable, str(script), "--out", str(folder), "--shots", "1", "--held-out", str(count)]
+    command = [sys.executable, str(script), "--out", str(folder), "--shots", "1", "--held-out", "1"]
     subprocess.run(command, check=True, capture_output=True)
+    for surplus in sorted((folder / "held-out").glob("*/*.png"))[count:]:
+        surplus.unlink()
     return tuple((folder / "classes.txt").read_text(encoding="utf-8").splitlines()), folder / "held-out"
 
 

@@ -136,6 +136,7 @@ class ExportConfig:
             if isinstance(value, str):
                 object.__setattr__(self, name, Path(value))
         object.__setattr__(self, "classes", check_classes(self.classes, source="the class list"))
+        self._check_pin()
         self._check_gates()
         self._check_weights()
         self._check_preprocess()
@@ -147,6 +148,13 @@ class ExportConfig:
     def needs_shots(self) -> bool:
         """Whether photos are of any use: for the cache, or to choose CALIP's weights on."""
         return self.cache or (self.calip and self.b2 is None)
+
+    def _check_pin(self) -> None:
+        if isinstance(self.pin, str):
+            object.__setattr__(self, "pin", (self.pin,))
+        if not all(isinstance(name, str) for name in self.pin):
+            message = f"pin is {self.pin!r}: expected names of layers or nodes"
+            raise UsageError(message)
 
     def _check_gates(self) -> None:
         if isinstance(self.gates, Gates):

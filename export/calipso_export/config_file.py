@@ -48,7 +48,7 @@ def read_config(path: Path) -> dict[str, Any]:
         "classes": lambda value: read_classes(_near(path, value)) if isinstance(value, str) else own(value),
         "outputs": tuple,
         "gates": lambda value: _gates(path, value),
-        "pin": tuple,
+        "pin": lambda value: value if isinstance(value, str) else tuple(value),
     }
     try:
         return {name: readers[name](value) if name in readers else value for name, value in document.items()}

@@ -316,8 +316,12 @@ def _saturates(manifest: Manifest) -> bool:
 
 def _promised_dtype(manifest: Manifest, name: str) -> str:
     """Of an input or output: what the manifest says, "float32" where it says nothing."""
-    values = {**manifest.graph.get("inputs", {}), **manifest.graph.get("outputs", {})}
-    dtype = values.get(name, {}).get("dtype", "float32")
+    try:
+        values = {**manifest.graph.get("inputs", {}), **manifest.graph.get("outputs", {})}
+        dtype = values.get(name, {}).get("dtype", "float32")
+    except (AttributeError, TypeError) as error:
+        message = f"its manifest does not list inputs and outputs by name, with their dtypes: {error}"
+        raise BundleCorruptError(message) from error
     if dtype not in _IO_DTYPES:
         message = f"its manifest promises {name} as {dtype!r}: this version takes {' or '.join(_IO_DTYPES)}"
         raise BundleCorruptError(message)

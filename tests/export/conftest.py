@@ -14,6 +14,10 @@ from calipso_export.models import LoadedModel, load_model
 sys.path.insert(0, str(Path(__file__).parent))
 
 from export_samples import CLASSES, HEAD, RESNET, MakeConfig, trace_only_once, write_model, write_shots
+from precision_samples import LOOSE, OPSET, ExportLow, Traces
+
+from calipso_export import debug as debug_module
+from calipso_export.steps import trace as trace_step
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -87,6 +91,48 @@ def bundle(tiny_vit: Path, shots: Path, feature_cache: Path, tmp_path_factory: p
 def traced_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """See `trace_only_once`."""
     trace_only_once(bundle, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def traces() -> Traces:
+    """Every trace of the session's exports in low precision."""
+    return Traces()
+
+
+@pytest.fixture
+def quick_trace(traces: Traces, monkeypatch: pytest.MonkeyPatch) -> None:
+    """See `Traces`."""
+    monkeypatch.setattr(trace_step, "trace", traces)
+    monkeypatch.setattr(debug_module, "trace", traces)
+
+
+@pytest.fixture(scope="session")
+def low_bundle(
+    tiny_vit: Path, shots: Path, feature_cache: Path, traces: Traces, tmp_path_factory: pytest.TempPathFactory
+) -> ExportLow:
+    """The bundle of a precision, exported once with loose gates; nobody changes it."""
+    made: dict[str, Path] = {}
+
+    def exported(precision: str) -> Path:
+        if precision not in made:
+            output = tmp_path_factory.mktemp("low") / f"{precision}.calipso"
+            config = shared_config(
+                model=str(tiny_vit),
+                shots=shots,
+                feature_cache=feature_cache,
+                output=output,
+                outputs=("logits", "embedding"),
+                opset=OPSET,
+                precision=precision,
+                gates=LOOSE,
+            )
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(trace_step, "trace", traces)
+                export(config)
+            made[precision] = output
+        return made[precision]
+
+    return exported
 
 
 def shared_config(**changes: object) -> ExportConfig:

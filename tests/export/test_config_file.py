@@ -1,5 +1,6 @@
 """Settings from TOML: paths relative to the file, flags over them, and unknown names listed."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from calipso_export import ExportConfig, Gates
 from calipso_export.cli import _config
 from calipso_export.config_file import read_config
+from calipso_export.precision import PRECISIONS, gates_for
 from calipso_runtime.errors import UsageError
 
 FULL = """
@@ -29,6 +31,15 @@ b3 = 0.1
 epochs = 3
 opset = 20
 overwrite = true
+precision = "int8"
+target = "gpu"
+max_drop = 0.5
+io_dtype = "fp16"
+calib_data = "calib"
+calib_pictures = 64
+reduce_range = true
+pin = ["tower.visual.conv1"]
+repair_minutes = 2.5
 preprocess = { interpolation = "bilinear" }
 [gates]
 max_relative_logit_error = 1e-3
@@ -57,8 +68,20 @@ def test_every_setting_arrives(folder: Path) -> None:
     assert config.outputs == ("logits", "tokens")
     assert (config.alpha, config.beta, config.b2, config.b3) == (1.5, 5.5, 1, 0.1)
     assert (config.epochs, config.opset, config.overwrite) == (3, 20, True)
-    assert config.gates == Gates(max_relative_logit_error=1e-3)
+    assert (config.precision, config.target, config.io_dtype) == ("int8", "gpu", "fp16")
+    assert (config.max_drop, config.repair_minutes) == (0.5, 2.5)
+    assert (config.calib_pictures, config.reduce_range, config.pin) == (64, True, ("tower.visual.conv1",))
+    assert config.gates == {"max_relative_logit_error": 1e-3}
     assert config.preprocess == {"interpolation": "bilinear"}
+
+
+def test_gates_of_the_file_are_set_over_those_of_the_precision(folder: Path) -> None:
+    config = ExportConfig(**read_config(folder / "job.toml"))
+
+    found = gates_for(config, PRECISIONS["int8"])
+
+    assert found == dataclasses.replace(PRECISIONS["int8"].gates, max_relative_logit_error=1e-3)
+    assert found.min_same_top1 > Gates().min_same_top1
 
 
 def test_relative_paths_are_relative_to_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +94,7 @@ def test_relative_paths_are_relative_to_the_file(folder: Path, monkeypatch: pyte
     assert config.checkpoint == folder / "weights" / "tiny.safetensors"
     assert config.shots == folder / "shots"
     assert config.verify_data == folder / ".." / "held-out"
+    assert config.calib_data == folder / "calib"
     assert config.feature_cache == Path("/elsewhere/cache")
     assert config.output == folder / "out.calipso"
 
@@ -106,7 +130,7 @@ def test_unknown_settings_are_listed_with_the_known_ones(folder: Path) -> None:
 
 
 def test_unknown_gates_are_listed_with_the_known_ones(folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"unknown gates: top1\. Known: max_relative_logit_error"):
+    with pytest.raises(UsageError, match=r"unknown gates: top1\. Known: max_accuracy_drop, max_relative_logit_error"):
         read_config(write(folder, "[gates]\ntop1 = 1.0"))
 
 
@@ -129,6 +153,8 @@ def test_a_missing_file_is_said(folder: Path, name: str) -> None:
         'outputs = "logits"',
         "gates = 3",
         'gates = { max_relative_logit_error = "small" }',
+        'gates = { max_accuracy_drop = "small" }',
+        "gates = { min_same_top1 = 2 }",
         'alpha = "much"\nbeta = 1.0',
         'b2 = "a"\nb3 = "b"',
         'epochs = "many"',
@@ -138,6 +164,14 @@ def test_a_missing_file_is_said(folder: Path, name: str) -> None:
         'random_init = "one"',
         'calip = "no"',
         'overwrite = "no"',
+        "precision = 16",
+        'max_drop = "little"',
+        'repair_minutes = "long"',
+        "calib_data = 3",
+        "calib_pictures = 2.5",
+        'reduce_range = "no"',
+        'io_dtype = "fp64"',
+        'target = "tpu"',
         "pretrained = 3",
         'preprocess = "openai"',
         "preprocess = { mean = 3 }",

@@ -47,7 +47,12 @@ def test_equal_answers_pass_every_gate() -> None:
     found = parity(EAGER)
 
     assert (found.status, found.failures) == ("passed", ())
-    assert found.document["worst"] == {"relative_logit_error": 0.0, "embedding_cosine": None, "top1_agreement": 1.0}
+    assert found.document["worst"] == {
+        "relative_logit_error": 0.0,
+        "embedding_cosine": None,
+        "top1_agreement": 1.0,
+        "same_top1": 1.0,
+    }
     assert found.document["shipped"] == "the file"
 
 

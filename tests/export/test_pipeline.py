@@ -29,16 +29,17 @@ STAGES = (
     "searching b2 and b3",
     "tracing the graph",
     "optimising the graph",
+    "making the fp32 graph",
     "writing the graphs",
     "checking the graph",
     "checking text and keys",
+    "asking eager PyTorch",
     "asking model.onnx, batch 1",
     "asking model.onnx, batch 2",
     "asking model.onnx, batch 7",
     "asking model.ort.onnx, batch 1",
     "asking model.ort.onnx, batch 2",
     "asking model.ort.onnx, batch 7",
-    "asking eager PyTorch",
     "writing the bundle",
 )
 FINISHED = ("encoding photos", "tracing the graph", "writing the graphs", "asking eager PyTorch", "writing the bundle")

@@ -10,13 +10,18 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import torch
 from export_samples import CLASSES, HEAD, MakeConfig
 from onnx import helper, numpy_helper
 
 import calipso_runtime
-from calipso_export import export
+from calipso_export import ExportConfig, export
 from calipso_export.models import LoadedModel
-from calipso_export.steps import trace, write
+from calipso_export.precision.quantised import quantisable
+from calipso_export.reference import HeadTensors
+from calipso_export.steps import write
+from calipso_export.steps.trace import classifier_module, trace
+from calipso_export.tidy import tidy
 from calipso_runtime.bundle import METADATA_DIGEST, METADATA_MANIFEST, MODEL_FILE, read_manifest
 from calipso_runtime.errors import BundleCorruptError
 
@@ -44,6 +49,21 @@ def test_any_batch_is_answered_picture_by_picture(bundle: Path, batch: int) -> N
     for index, values in enumerate(together):
         assert len(values) == batch
         np.testing.assert_allclose(values, np.concatenate([row[index] for row in alone]), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_nothing_is_left_to_compute_of_weights_alone(vit: LoadedModel, tiny_vit: Path) -> None:
+    config = ExportConfig(
+        model=str(tiny_vit), random_init=0, classes=CLASSES, output=Path("unused"), calip=False, cache=False
+    )
+    # Without CALIP the last block takes slices of its weights: queries of one token, keys and values of all.
+    text = torch.nn.functional.normalize(torch.ones(len(CLASSES), 32), dim=-1)
+    traced = trace(classifier_module(vit, HeadTensors(text=text), ("logits",)), vit, config)
+
+    of_constants = [node for node in traced.graph if all(v is None or v.const_value for v in node.inputs)]
+    assert [node.name for node in of_constants if node.inputs] == []
+    last = [node.name for node in quantisable(traced.graph) if "resblocks.1/MatMul" in str(node.name)]
+    assert len(last) == 2
 
 
 def test_probabilities_are_the_softmax_of_the_logits_and_vectors_have_length_1(bundle: Path) -> None:
@@ -83,12 +103,12 @@ def test_equal_tensors_are_shared_and_others_are_not() -> None:
     nodes = [helper.make_node("Identity", [name], [f"{name} out"]) for name in values]
     outputs = [helper.make_tensor_value_info(f"{name} out", 1, None) for name in values]
     tensors = [numpy_helper.from_array(value, name) for name, value in values.items()]
-    graph = ir.from_proto(helper.make_model(helper.make_graph(nodes, "crafted", [], outputs, tensors))).graph
+    graph = ir.from_proto(helper.make_model(helper.make_graph(nodes, "crafted", [], outputs, tensors)))
 
-    trace._share_equal_initializers(graph)
+    tidy(graph)
 
-    assert set(graph.initializers) == set(values) - {"again"}
-    assert [node.inputs[0].name for node in graph] == ["first", "first", "turned", "whole", "other"]
+    assert set(graph.graph.initializers) == set(values) - {"again"}
+    assert [node.inputs[0].name for node in graph.graph] == ["first", "first", "turned", "whole", "other"]
 
 
 def test_the_file_is_little_more_than_the_weights_of_tower_and_heads(bundle: Path, vit: LoadedModel) -> None:

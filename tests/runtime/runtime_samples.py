@@ -93,7 +93,14 @@ def tiny_manifest(**changes: object) -> Manifest:
             "calip": {"used": False, "reason": "switched off"},
             "tip_adapter": {"used": True, "alpha": 1.0, "beta": 1e-05},
         },
-        "graph": {"opset": 18, "inputs": ["image"], "outputs": ["logits", "embedding"]},
+        "graph": {
+            "opset": 18,
+            "inputs": {"image": {"dtype": "float32", "shape": ["batch", 3, *SIZE]}},
+            "outputs": {
+                "logits": {"dtype": "float32", "shape": ["batch", len(LABELS)]},
+                "embedding": {"dtype": "float32", "shape": ["batch", EMBED_DIM]},
+            },
+        },
         "tools": {"onnx": onnx.__version__},
     }
     return Manifest(**{**values, **changes})

@@ -4,7 +4,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +12,17 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
+from calipso_export.calibration_pictures import CalibrationError
 from calipso_export.precision.quantised import quantisable
 from calipso_export.precision.ranges import BINS, Histogram
 from calipso_export.precision.run import open_graph
 from calipso_export.progress import Progress
-from calipso_runtime.errors import CalipsoError
 
 # Activations of one batch that are held at once.
 _BATCH_BYTES = 256 * 2**20
 _MOST_AT_ONCE = 16
 _SAVE_EVERY = 8
 FORMAT = 1
-
-
-class CalibrationError(CalipsoError):
-    """The pictures to calibrate on cannot be used."""
 
 
 def wanted(graph: ir.Graph) -> list[str]:
@@ -85,9 +81,10 @@ def collect(
     return histograms
 
 
-def digest(model: ir.Model, contents: Sequence[bytes]) -> str:
-    """Of a graph and the pictures: what the counts belong to."""
-    found = hashlib.sha256(f"{FORMAT} {BINS} {onnxruntime.__version__}".encode())
+def digest(model: ir.Model, contents: Iterable[bytes]) -> str:
+    """Of a graph and whatever else decides what is measured on it: what may be kept under this name."""
+    nodes = " ".join(f"{node.op_type} {node.name} {node.outputs[0].name}" for node in model.graph)
+    found = hashlib.sha256(f"{FORMAT} {BINS} {onnxruntime.__version__} {nodes}".encode())
     for name, value in sorted(model.graph.initializers.items()):
         found.update(name.encode())
         if value.const_value is not None:
@@ -142,7 +139,8 @@ def _restored(keep: Path | None) -> tuple[dict[str, Histogram], int]:
     if keep is None or not keep.is_file():
         return {}, 0
     try:
-        with np.load(keep, allow_pickle=False) as arrays:
+        # Opened here: NumPy does not close a file that turns out to be no archive.
+        with keep.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             histograms = {
                 str(name): Histogram(counts=counts.astype(np.int64), limit=float(limit), peak=float(peak))
                 for name, counts, limit, peak in zip(

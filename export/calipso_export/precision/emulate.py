@@ -77,8 +77,11 @@ def _spell_out(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node]) -> None:
         each.name = f"{node.name}/{place}"
         each.outputs[0].name = f"{node.outputs[0].name}.{place}"
         each.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    nodes[-1].outputs[0].name, node.outputs[0].name = node.outputs[0].name, f"{node.outputs[0].name}.before"
-    replace_by(graph, node.outputs[0], nodes)
+    old = node.outputs[0]
+    if not old.is_graph_output():
+        # An output's name is handed on anyway.
+        nodes[-1].outputs[0].name, old.name = old.name, f"{old.name}.before"
+    replace_by(graph, old, nodes)
 
 
 def _widen(value: ir.Value) -> None:

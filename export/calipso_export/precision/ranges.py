@@ -1,17 +1,17 @@
-"""Ranges of activations: one histogram of magnitudes per value, and three ways to cut it.
+"""Ranges of activations: one histogram of magnitudes per value, and several ways to cut it.
 
 A histogram has a fixed number of bins; where a value is beyond the last, neighbours are merged until it
-fits. So memory does not grow with the pictures, and one pass serves all three ways.
+fits. So memory does not grow with the pictures, and one pass serves all ways.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 BINS = 4096
-_PERCENTILE = 99.99
 # Of int8's and fp8's magnitudes the entropy is compared at this many levels.
 _LEVELS = 128
 _STEP = 32
@@ -50,10 +50,10 @@ def min_max(histogram: Histogram) -> float:
     return histogram.peak
 
 
-def percentile(histogram: Histogram) -> float:
-    """What 99.99 % of the magnitudes stay below."""
+def percentile(histogram: Histogram, *, share: float) -> float:
+    """What so many of 100 magnitudes stay below."""
     total = histogram.counts.cumsum()
-    place = int(np.searchsorted(total, total[-1] * (_PERCENTILE / 100)))
+    place = int(np.searchsorted(total, total[-1] * (share / 100)))
     return float(min(histogram.peak, (place + 1) * histogram.limit / BINS))
 
 
@@ -91,6 +91,7 @@ def _divergence(counts: npt.NDArray[np.float64], place: int) -> float:
 
 METHODS: Mapping[str, Callable[[Histogram], float]] = {
     "min-max": min_max,
-    "percentile 99.99": percentile,
+    "percentile 99.999": functools.partial(percentile, share=99.999),
+    "percentile 99.99": functools.partial(percentile, share=99.99),
     "entropy": entropy,
 }

@@ -54,8 +54,10 @@ class Repair:
     ended: str
 
 
-def ranked(table: Sequence[LayerError], readers: Mapping[str, Iterable[str]], candidates: Iterable[str]) -> list[str]:
-    """Nodes in the order in which they are suspected.
+def ranked(
+    table: Sequence[LayerError], readers: Mapping[str, Iterable[str]], candidates: Iterable[str]
+) -> tuple[list[str], int]:
+    """Nodes in the order in which they are suspected, and how many of the first surely have to be pinned.
 
     Args:
         table: what every node does to the answers.
@@ -63,13 +65,11 @@ def ranked(table: Sequence[LayerError], readers: Mapping[str, Iterable[str]], ca
         candidates: nodes that are not in fp32 anyway.
     """
     allowed = set(candidates)
-    overflowing = {row.node for row in table if row.node in allowed and overflows(row)}
-    first = [row.node for row in table if row.node in overflowing]
-    first += [name for node in first for name in readers.get(node, ()) if name in allowed and name not in overflowing]
-    rest = sorted(
-        (row for row in table if row.node in allowed and row.node not in first), key=lambda row: -row.own_error
-    )
-    return [*dict.fromkeys(first), *(row.node for row in rest if row.own_error > 0)]
+    overflowing = [row.node for row in table if row.node in allowed and overflows(row)]
+    reading = [name for node in overflowing for name in readers.get(node, ()) if name in allowed]
+    first = list(dict.fromkeys([*overflowing, *reading]))
+    rest = [row for row in table if row.node in allowed and row.node not in first and row.own_error > 0]
+    return [*first, *(row.node for row in sorted(rest, key=lambda row: -row.own_error))], len(first)
 
 
 def overflows(row: LayerError) -> bool:

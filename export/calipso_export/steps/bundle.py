@@ -22,8 +22,6 @@ from calipso_runtime.bundle import (
     write_manifest,
 )
 
-_WORST_SHOWN = 5
-
 
 class WriteBundle:
     """Write the remaining files, or refuse to where a gate failed."""
@@ -36,7 +34,7 @@ class WriteBundle:
         progress("writing the bundle", 0, 1)
         config, parity, folder = made[ExportConfig], made[Parity], made[WorkFolder].path
         if parity.failures and not config.force:
-            failures = "\n  ".join((*parity.failures, *_worst_layers(parity.document)))
+            failures = "\n  ".join((*parity.failures, *_tried(parity.document)))
             message = (
                 f"the exported file does not answer like eager PyTorch, and no bundle was written:\n  {failures}\n"
                 "--force writes it all the same, marked `parity: failed`"
@@ -48,7 +46,7 @@ class WriteBundle:
         curves = made[HeadRecord].curves
         if curves:
             (folder / SEARCH_FILE).write_text(json.dumps(curves) + "\n", encoding="utf-8")
-        (folder / REPORT_FILE).write_text(report_html(core, document, curves), encoding="utf-8")
+        (folder / REPORT_FILE).write_text(report_html(core, parity.document, curves), encoding="utf-8")
         files = {path.name: file_entry(path) for path in sorted(folder.iterdir())}
         manifest = dataclasses.replace(core, files=files)
         write_manifest(folder / MANIFEST_FILE, manifest)
@@ -56,15 +54,9 @@ class WriteBundle:
         progress("writing the bundle", 1, 1)
 
 
-def _worst_layers(document: dict[str, Any]) -> list[str]:
-    """After a search for layers to repair that did not succeed: which they are."""
-    repair = document.get("repair")
-    if not repair or repair["succeeded"]:
-        return []
-    layers = ", ".join(f"{row['node']} ({row['own_error']:.1e})" for row in repair["worst_layers"][:_WORST_SHOWN])
-    return [
-        f"no repair after {repair['trials']} trials ({repair['ended']}); the worst layers, by their own error: {layers}"
-    ]
+def _tried(document: dict[str, Any]) -> list[str]:
+    """Of "auto": why each precision before the last was not taken."""
+    return [f"{point['precision']}: {'; '.join(point['failures'])}" for point in document.get("frontier", [])[:-1]]
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,32 +1,31 @@
 """Calibrate: the ranges of activations, on real pictures, by the way of cutting them that loses least."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from calipso_export.calibration_pictures import CalibrationPictures
 from calipso_export.config import ExportConfig
 from calipso_export.models import LoadedModel
 from calipso_export.parity import spread
-from calipso_export.photos import Photos, check_readable, labelled_pictures
 from calipso_export.precision import Precision, candidates
-from calipso_export.precision.calibrate import CalibrationError, collect, digest
+from calipso_export.precision.calibrate import collect, digest
 from calipso_export.precision.lower import lower
 from calipso_export.precision.ranges import METHODS
 from calipso_export.precision.run import answering
 from calipso_export.progress import Progress, batches, track
 from calipso_export.step import Made
 from calipso_export.steps.optimise import Optimised
-from calipso_runtime.bundle import Preprocess
 from calipso_runtime.caching import cache_folder
 from calipso_runtime.inputs import tensor
 
-# Fewer show too little of what a model can meet. One in five is kept to choose the way of cutting on.
-_FEWEST, _ONE_IN = 8, 5
+# One picture in five is kept to choose the way of cutting on.
+_ONE_IN = 5
 _BATCH = 8
 
 
@@ -46,7 +45,7 @@ class Calibration:
 class Calibrate:
     """Measure, where one of the precisions that will be tried needs it."""
 
-    requires: ClassVar[tuple[type, ...]] = (ExportConfig, LoadedModel, Photos, Optimised)
+    requires: ClassVar[tuple[type, ...]] = (ExportConfig, LoadedModel, CalibrationPictures, Optimised)
     ensures: ClassVar[tuple[type, ...]] = (Calibration,)
 
     def run(self, made: Made, progress: Progress) -> None:
@@ -56,7 +55,7 @@ class Calibrate:
         if not needing:
             made.add(Calibration(ranges={}, document={}))
             return
-        paths, source = _pictures(config, made[Photos], preprocess, progress)
+        paths, source = made[CalibrationPictures].paths, made[CalibrationPictures].source
         model = made[Optimised].portable
 
         def batch_of(indices: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -64,9 +63,9 @@ class Calibrate:
 
         chosen_on = list(range(0, len(paths), _ONE_IN))
         measured_on = [index for index in range(len(paths)) if index % _ONE_IN]
-        _refuse_constant(batch_of, measured_on, source)
-        contents = [paths[index].read_bytes() for index in measured_on]
-        keep = (config.feature_cache or cache_folder()) / "calibration" / f"{digest(model, contents)}.npz"
+        contents = (paths[index].read_bytes() for index in measured_on)
+        key = digest(model, itertools.chain([repr(preprocess).encode()], contents))
+        keep = (config.feature_cache or cache_folder()) / "calibration" / f"{key}.npz"
         histograms = collect(
             model,
             len(measured_on),
@@ -111,42 +110,3 @@ def _error(model: ir.Model, held: Sequence[npt.NDArray[np.float32]], plain: Sequ
             for some, logits in zip(held, plain, strict=True)
         ]
     return float(np.concatenate(errors).mean())
-
-
-def _pictures(
-    config: ExportConfig, photos: Photos, preprocess: Preprocess, progress: Progress
-) -> tuple[list[Path], str]:
-    """At most `calib_pictures`, drawn with the seed where there are more.
-
-    Raises:
-        CalibrationError: there are none, or too few that differ.
-    """
-    if config.calib_data is not None:
-        found = [path for path, _ in labelled_pictures(config.calib_data, config.classes)]
-        source = f"the folder {config.calib_data.name}"
-    else:
-        found, source = [photo.path for photo in photos.photos], "the shots"
-    advice = f"give at least {_FEWEST} different pictures like those it will see, with --calib-data DIR"
-    if not found:
-        message = f"precision {config.precision} is calibrated on pictures, and there are no shots: {advice}"
-        raise CalibrationError(message)
-    if len(found) > config.calib_pictures:
-        drawn = np.random.default_rng(config.seed).choice(len(found), config.calib_pictures, replace=False)
-        found = [found[index] for index in sorted(drawn)]
-    if config.calib_data is not None:
-        check_readable([str(path) for path in found], preprocess, progress)
-    different = {path.read_bytes() for path in found}
-    if len(different) < _FEWEST:
-        message = f"{source} to calibrate on has {len(found)} pictures, {len(different)} of them different: {advice}"
-        raise CalibrationError(message)
-    return found, source
-
-
-def _refuse_constant(batch_of: Any, indices: Sequence[int], source: str) -> None:
-    """Pictures of one colour each show none of the magnitudes that real ones make."""
-    for index in indices:
-        picture = batch_of([index])[0]
-        if float(np.ptp(picture.reshape(picture.shape[0], -1), axis=1).max()) > 0:
-            return
-    message = f"{source} to calibrate on has only pictures of a single colour: give real ones with --calib-data DIR"
-    raise CalibrationError(message)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from PIL import Image
 
+from calipso_export.calibration_pictures import CalibrationPictures, calibration_pictures
 from calipso_export.config import ExportConfig
 from calipso_export.models import LoadedModel
 from calipso_export.photos import Photos, check_photos, check_readable, find_photos, labelled_pictures
@@ -47,7 +48,7 @@ class Gather:
     """Read the prompts, the example photos and the pictures to verify on, and refuse what cannot be used."""
 
     requires: ClassVar[tuple[type, ...]] = (ExportConfig, LoadedModel)
-    ensures: ClassVar[tuple[type, ...]] = (Prompts, Photos, Pictures)
+    ensures: ClassVar[tuple[type, ...]] = (Prompts, Photos, Pictures, CalibrationPictures)
 
     def run(self, made: Made, progress: Progress) -> None:
         """See `Step.run`."""
@@ -75,6 +76,7 @@ class Gather:
             raise UsageError(message)
         made.add(photos)
         made.add(pictures)
+        made.add(calibration_pictures(config, photos, preprocess, progress))
 
 
 def read_pictures(folder: Path, classes: Sequence[str]) -> Pictures:

@@ -14,21 +14,25 @@ from calipso_export.config import ExportConfig, Gates
 from calipso_export.models import LoadedModel
 from calipso_export.parity import Answers, Parity, compare
 from calipso_export.precision import Precision, gates_for
+from calipso_export.precision.calibrate import digest
 from calipso_export.precision.layers import LayerError, layer_errors
 from calipso_export.precision.lower import Lowered
-from calipso_export.precision.repair import Repair, Trial, overflows, ranked, reason, search
+from calipso_export.precision.repair import Repair, Trial, ranked, reason, search
 from calipso_export.precision.run import answering
+from calipso_export.precision.trials import Trials
 from calipso_export.progress import Progress
 from calipso_export.step import Made
+from calipso_export.steps.calibrate import Calibration
 from calipso_export.steps.gather import Picture, evenly
 from calipso_export.steps.lower import Attempt, Lowering, lowered_with
 from calipso_export.steps.optimise import Optimised
 from calipso_export.steps.verify import EagerAnswers
 from calipso_runtime.bundle import MODEL_FILE, ORT_MODEL_FILE
+from calipso_runtime.caching import cache_folder
 from calipso_runtime.inputs import tensor
 
 _MOST_PICTURES, _MOST_COMPARED, _BATCH = 32, 8, 4
-_MOST_LISTED = 10
+_MOST_LISTED, _MOST_NAMED = 10, 5
 
 
 class Repairer:
@@ -67,14 +71,13 @@ class Repairer:
             str(node.name): [str(use.node.name) for output in node.outputs for use in output.uses()]
             for node in model.graph
         }
-        order = ranked(table, readers, candidates)
+        trials = self._trials(pictures, images)
+        order, surely = ranked(table, readers, candidates)
         self._worst = [rows[name] for name in order[:_MOST_LISTED] if name in rows]
-        surely = sum(name in rows and overflows(rows[name]) for name in order)
-        surely += len({name for row in order[:surely] for name in readers.get(row, ()) if name in candidates})
         found, self.record = search(
             order,
-            surely=min(surely, len(order)),
-            attempt=lambda nodes: self._try(nodes, pictures, images),
+            surely=surely,
+            attempt=lambda nodes: self._remembered(trials, nodes, pictures, images),
             seconds=self._left - (time.monotonic() - started),
             progress=self._progress,
         )
@@ -89,6 +92,14 @@ class Repairer:
         after = layer_errors(model, repaired.portable, _split(images[:_MOST_COMPARED]))
         self._after = {row.node: row for row in after}
         return dict(self._pinned)
+
+    def failure(self) -> list[str]:
+        """After a search without success: a sentence that names the worst layers."""
+        if self.record is None or self.record.succeeded:
+            return []
+        layers = ", ".join(f"{row.node} ({row.own_error:.1e})" for row in self._worst[:_MOST_NAMED])
+        searched = f"no repair after {self.record.trials} trials ({self.record.ended})"
+        return [f"{searched}; the worst layers, by the error that each adds alone: {layers}"]
 
     def as_json(self) -> dict[str, Any]:
         """For `parity.json` and the report."""
@@ -124,6 +135,37 @@ class Repairer:
         pinned = {**self._pinned, **dict.fromkeys(nodes, "tried")}
         return lowered_with(self._made, Attempt(precision=self._precision, pinned=pinned))[0]
 
+    def _trials(self, pictures: Sequence[tuple[int, Picture]], images: npt.NDArray[np.float32]) -> Trials:
+        """Of this graph, precision, gates and pictures, in this run or an interrupted one."""
+        config = self._made[ExportConfig]
+        eager = self._made[EagerAnswers].answers.of([index for index, _ in pictures])
+        settings = [
+            self._precision.name,
+            config.io_dtype,
+            config.reduce_range,
+            config.pin,
+            sorted(self._pinned),
+            self._failing(),
+            dataclasses.asdict(self._gates(pictures)),
+            sorted(self._made[Calibration].ranges.get(self._precision.name, {}).items()),
+            [picture.label for _, picture in pictures],
+        ]
+        about = [repr(settings).encode(), images.tobytes(), eager.logits.tobytes()]
+        key = digest(self._made[Optimised].portable, about)
+        return Trials((config.feature_cache or cache_folder()) / "repair" / f"{key}.jsonl")
+
+    def _remembered(
+        self,
+        trials: Trials,
+        nodes: frozenset[str],
+        pictures: Sequence[tuple[int, Picture]],
+        images: npt.NDArray[np.float32],
+    ) -> Trial:
+        if (trial := trials.find(nodes)) is None:
+            trial = self._try(nodes, pictures, images)
+            trials.add(nodes, trial)
+        return trial
+
     def _try(
         self, nodes: frozenset[str], pictures: Sequence[tuple[int, Picture]], images: npt.NDArray[np.float32]
     ) -> Trial:
@@ -148,7 +190,7 @@ class Repairer:
             eager,
             shipped,
             truth=[picture.label for _, picture in pictures],
-            gates=self._gates(len(pictures), sum(picture.label is not None for _, picture in pictures)),
+            gates=self._gates(pictures),
             about={},
             checks={},
             edge_cases=sum(index >= self._given for index, _ in pictures),
@@ -162,14 +204,15 @@ class Repairer:
         # An accuracy gate names no graph.
         return found or [MODEL_FILE, ORT_MODEL_FILE]
 
-    def _gates(self, pictures: int, labelled: int) -> Gates:
+    def _gates(self, pictures: Sequence[tuple[int, Picture]]) -> Gates:
         """The gates for some of the pictures: as many flips may be left as among all, not as large a share."""
         gates = gates_for(self._made[ExportConfig], self._precision)
         everything = self._made[EagerAnswers].everything
         known = sum(picture.label is not None for picture in everything)
+        labelled = sum(picture.label is not None for _, picture in pictures)
 
         def share(least: float) -> float:
-            return max(0.0, 1.0 - (1.0 - least) * len(everything) / pictures)
+            return max(0.0, 1.0 - (1.0 - least) * len(everything) / len(pictures))
 
         drop = gates.max_accuracy_drop
         return dataclasses.replace(

@@ -86,8 +86,8 @@ def settle(made: Made, precision: Precision, progress: Progress) -> None:
             break
         attempt(made, Attempt(precision=precision, pinned=pinned), progress)
     if repairer.record is not None:
-        document = {**made[Parity].document, "repair": repairer.as_json()}
-        failures = made[Parity].failures
+        failures = (*made[Parity].failures, *repairer.failure())
+        document = {**made[Parity].document, "repair": repairer.as_json(), "failures": list(failures)}
         made.add(Parity(document=document, failures=failures))
 
 

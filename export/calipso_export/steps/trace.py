@@ -11,6 +11,7 @@ from typing import ClassVar
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
+from onnxscript.optimizer import fold_constants
 
 from calipso_export.classifier import ClassifierModule
 from calipso_export.config import ExportConfig
@@ -26,6 +27,7 @@ from calipso_export.tidy import tidy
 
 # Where torch's exporter keeps the path of modules that a node comes from.
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_ANY_SIZE = 2**62
 # A batch of 1 would be baked into the graph as a constant.
 _EXAMPLE_BATCH = 2
 
@@ -100,6 +102,8 @@ def trace(module: ClassifierModule, model: LoadedModel, config: ExportConfig) ->
         message = "torch.onnx.export returned no program"
         raise RuntimeError(message)
     graph = program.model
+    # torch's exporter folds only what is small: slices of a weight have to be weights too, to be quantised.
+    fold_constants(graph, onnx_shape_inference=False, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
     tidy(graph)
     name_by_module(graph.graph)
     # Node metadata holds stack traces: paths of the machine, and other bytes on another one.

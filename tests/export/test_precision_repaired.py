@@ -1,0 +1,171 @@
+"""A planted overflow is found and pinned by an export, and nothing else; without time nothing is written."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from export_samples import MakeConfig, below
+from PIL import Image, ImageDraw
+from precision_samples import LOOSE, OPSET
+from safetensors.torch import load_file, save_file
+
+from calipso_export import ExportConfig, export
+from calipso_export.models import LoadedModel
+from calipso_runtime.bundle import PARITY_FILE, REPORT_FILE
+from calipso_runtime.errors import ParityError
+
+MODEL = Path(__file__).resolve().parents[2] / "models" / "shapes-vit"
+FACTOR = 1e5
+CLASSES = ("red circle", "blue square", "green triangle")
+GATES = {**LOOSE, "max_relative_logit_error": 0.05}
+TINY_PLANTED = "tower.visual.transformer.resblocks.1.mlp"
+PLANTED = "tower.visual.transformer.resblocks.3.mlp"
+
+
+def planted(weights: Mapping[str, torch.Tensor], layer: str, path: Path) -> Path:
+    """A checkpoint of which a block's hidden numbers are a hundred thousand times as large."""
+    changed = {name: weight.float() for name, weight in weights.items()}
+    for name, factor in (("c_fc.weight", FACTOR), ("c_fc.bias", FACTOR), ("c_proj.weight", 1 / FACTOR)):
+        changed[f"{layer.removeprefix('tower.')}.{name}"] *= factor
+    save_file(changed, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(vit: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny ViT with an overflow in its second block."""
+    weights = {name: weight.clone() for name, weight in vit.module.state_dict().items()}
+    return planted(weights, TINY_PLANTED, tmp_path_factory.mktemp("planted") / "planted.safetensors")
+
+
+@pytest.fixture
+def tiny(make_config: MakeConfig, shots: Path, quick_trace: None) -> MakeConfig:
+    """The tiny ViT in fp16, held to what a random model allows; a checkpoint replaces its weights, and the heads."""
+
+    def make(**changes: object) -> ExportConfig:
+        values = {"precision": "fp16", "opset": OPSET, "outputs": ("logits", "embedding"), "gates": GATES}
+        if "checkpoint" in changes:
+            off = dict.fromkeys(("random_init", "shots", "alpha", "beta", "b2", "b3"))
+            values |= {**off, "calip": False, "cache": False, "verify_data": shots}
+        return make_config(**{**values, **changes})
+
+    return make
+
+
+def test_an_overflow_is_pinned_and_told(tiny: MakeConfig, checkpoint: Path) -> None:
+    config = tiny(checkpoint=checkpoint)
+
+    manifest, parity = export(config)
+
+    repair = json.loads((config.output / PARITY_FILE).read_text())["repair"]
+    kept = {each["node"]: each["why"] for each in manifest.graph["precision"]["kept_in_fp32"]}
+    assert (parity.status, repair["succeeded"]) == ("passed", True)
+    assert {each["node"]: each["reason"] for each in repair["pinned"]} == kept
+    assert repair["pinned"]
+    for each in repair["pinned"]:
+        assert each["node"].startswith(TINY_PLANTED)
+        assert float(each["error_before"]) == math.inf
+        assert 0 <= each["error_after"] < 1e-2
+        assert each["node"] in (config.output / REPORT_FILE).read_text()
+    assert any("beyond float16" in each["reason"] for each in repair["pinned"])
+
+
+def test_without_time_for_repairs_the_export_fails_and_writes_nothing(tiny: MakeConfig, checkpoint: Path) -> None:
+    config = tiny(checkpoint=checkpoint, repair_minutes=0)
+
+    with pytest.raises(ParityError, match="some answers are NaN or infinite"):
+        export(config)
+
+    assert below(config.output.parent) == set()
+
+
+def test_without_the_overflow_nothing_is_pinned(tiny: MakeConfig) -> None:
+    manifest, parity = export(tiny())
+
+    assert manifest.graph["precision"]["kept_in_fp32"] == []
+    assert "repair" not in parity.document
+
+
+def test_gates_that_no_repair_reaches_fail_and_name_the_worst_layers(tiny: MakeConfig) -> None:
+    config = tiny(gates={"max_relative_logit_error": 1e-9}, repair_minutes=0.2)
+
+    with pytest.raises(ParityError, match=r"no repair after \d+ trials \(.*\); the worst layers, .*: tower\.visual"):
+        export(config)
+
+    assert below(config.output.parent) == set()
+
+
+def test_a_layer_that_is_asked_for_is_kept_without_a_search(tiny: MakeConfig, checkpoint: Path) -> None:
+    manifest, parity = export(tiny(checkpoint=checkpoint, pin=(TINY_PLANTED,), repair_minutes=0))
+
+    kept = manifest.graph["precision"]["kept_in_fp32"]
+    assert {each["why"] for each in kept} == {"asked for"}
+    assert all(each["node"].startswith(TINY_PLANTED) for each in kept)
+    assert {f"{TINY_PLANTED}.{name}/MatMul" for name in ("c_fc", "c_proj")} <= {each["node"] for each in kept}
+    assert parity.status == "passed"
+
+
+def drawn(colour: str, shape: str, number: int) -> Image.Image:
+    """A picture of a shape, every number another."""
+    image = Image.new("RGB", (64, 64), (200, 200, 190 + number))
+    left, top, right, bottom = 10 + number, 12, 44 + number, 46
+    draw = ImageDraw.Draw(image)
+    if shape == "circle":
+        draw.ellipse((left, top, right, bottom), fill=colour)
+    elif shape == "square":
+        draw.rectangle((left, top, right, bottom), fill=colour)
+    else:
+        draw.polygon([(left, bottom), (right, bottom), (27 + number, top)], fill=colour)
+    return image
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures that the shipped model knows, by class."""
+    folder = tmp_path_factory.mktemp("shapes")
+    for name in CLASSES:
+        (folder / name).mkdir()
+        for number in range(4):
+            drawn(*name.split(), number).save(folder / name / f"{number}.png")
+    return folder
+
+
+def of_shapes(shapes: Path, folder: Path, checkpoint: Path) -> ExportConfig:
+    return ExportConfig(
+        model=str(MODEL / "shapes-vit.json"),
+        checkpoint=checkpoint,
+        classes=CLASSES,
+        output=folder / "result" / "out.calipso",
+        templates="photo",
+        calip=False,
+        cache=False,
+        verify_data=shapes,
+        precision="fp16",
+    )
+
+
+@pytest.mark.slow
+def test_of_a_trained_model_exactly_the_planted_layer_is_pinned(shapes: Path, tmp_path: Path) -> None:
+    weights = load_file(MODEL / "shapes-vit.safetensors")
+    config = of_shapes(shapes, tmp_path, planted(weights, PLANTED, tmp_path / "planted.safetensors"))
+
+    _, parity = export(config)
+
+    pinned = parity.document["repair"]["pinned"]
+    assert parity.status == "passed"
+    assert f"{PLANTED}.c_fc/MatMul" in {each["node"] for each in pinned}
+    assert all(each["node"].startswith(f"{PLANTED}.") for each in pinned)
+    assert {each["error_before"] for each in pinned} == {math.inf}
+    assert max(each["error_after"] for each in pinned) < 5e-3
+
+
+@pytest.mark.slow
+def test_a_trained_model_passes_the_gates_of_fp16_without_a_repair(shapes: Path, tmp_path: Path) -> None:
+    manifest, parity = export(of_shapes(shapes, tmp_path, MODEL / "shapes-vit.safetensors"))
+
+    assert (parity.status, manifest.graph["precision"]["kept_in_fp32"]) == ("passed", [])
+    assert "repair" not in parity.document
+    assert parity.document["accuracy"]["drop"] == 0
