@@ -49,6 +49,7 @@ bench-export: $(READY)
 bench-precision: $(READY)
 	$(BIN)/python -m benchmarks.precision_trained
 	$(BIN)/python -m benchmarks.precision_speed
+	$(BIN)/python -m benchmarks.precision_tools
 	$(BIN)/python -m benchmarks.precision_planted
 	$(BIN)/python -m benchmarks.report
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.precision_speed [--model ViT-B-32 ViT-B-16 RN50]
 
-The bundles that an export writes, loaded by the runtime; one and two threads, in turns with the fp32
+The bundles that an export writes, loaded by the runtime; one thread, in turns with the fp32
 bundle and eager PyTorch. Raw samples go to results/.
 """
 
@@ -32,7 +32,7 @@ from calipso_runtime.errors import BackendError, BundleError
 MODELS = ("ViT-B-32", "ViT-B-16", "RN50")
 PRECISIONS = ("fp32", "bf16", "int8", "int8-dynamic")
 ENGINES = ("ort", "openvino")
-THREADS, BATCHES = (1, 2), (1, 8)
+THREADS, BATCHES = (1,), (1, 8)
 SEED = 0
 
 

@@ -95,6 +95,36 @@ def planted_table() -> str:
     return "".join(lines)
 
 
+def tools_table() -> str:
+    """One fp32 graph lowered by several tools: 16 bits, then eight."""
+    document = _read("precision-tools.json")
+    planted = {row["name"]: row["emulated"]["finite"] for row in document["fp16_planted"]}
+    lines = ["| fp16 | casts | lint findings | mean error | same top class | finite with an overflow planted |\n"]
+    lines.append("|---|---:|---:|---:|---:|---:|\n")
+    lines += [
+        f"| {row['name']} | {row['casts']} | {row['findings']['count']} | {row['emulated']['mean_error']:.1e} | "
+        f"{row['emulated']['same_top1']:.2%} | {_share(planted.get(row['name']))} |\n"
+        for row in document["fp16"]
+    ]
+    lines.append("\n| int8 | lint findings | mean error | max error | same top class | time to fp32 |\n")
+    lines.append("|---|---:|---:|---:|---:|---:|\n")
+    for row in document["int8"]:
+        found = row["onnxruntime"]
+        lines.append(
+            f"| {row['name']} | {row['findings']['count']} | {found['mean_error']:.1e} | {found['max_error']:.1e} | "
+            f"{found['same_top1']:.2%} | {_ratio(document['samples_ms'], row['name'], 'fp32')} |\n"
+        )
+    lines.append(
+        "\nErrors are relative to the spread of a picture's fp32 logits; 16-bit graphs answer emulated. Dynamic graphs "
+        "and those for ONNX Runtime use\nits own operators, which the lint refuses. Other ranges change no time.\n"
+    )
+    return "".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
 def _pinned(pinned: list[dict[str, Any]]) -> Iterator[str]:
     """Layers with the number of their nodes."""
     layers: dict[str, int] = {}

@@ -117,6 +117,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "peak": speed_tables.peak_table,
     "precision-planted": precision_tables.planted_table,
     "precision-speed": precision_tables.speed_table,
+    "precision-tools": precision_tables.tools_table,
     "precision-trained": precision_tables.trained_table,
     "serving": speed_tables.serving_table,
     "speed": speed_tables.speed_table,

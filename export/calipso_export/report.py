@@ -66,7 +66,7 @@ def _parity(parity: dict[str, Any]) -> str:
     rows = []
     for batch, measured in parity["by_batch"].items():
         error = measured["relative_logit_error"]
-        cosine = measured.get("embedding_cosine", {}).get("min")
+        cosine = measured.get("embedding_cosine", {})
         rows.append(
             (
                 batch,
@@ -74,17 +74,32 @@ def _parity(parity: dict[str, Any]) -> str:
                 f"{error['max']:.2e}",
                 f"{error['p99']:.2e}",
                 f"{error['mean']:.2e}",
-                "" if cosine is None else f"{cosine:.8f}",
+                f"{measured['error_to_margin']['p99']:.2e}",
+                f"{cosine['min']:.8f}" if cosine else "",
+                f"{cosine['p1']:.8f}" if cosine else "",
+                f"{measured['same_top1']:.2%}",
                 f"{measured['top1_agreement']:.2%}",
             )
         )
-    columns = ("batch", "pictures", "worst logit error", "p99", "mean", "lowest cosine", "top-1 agreement")
+    columns = (
+        "batch",
+        "pictures",
+        "worst logit error",
+        "p99",
+        "mean",
+        "p99 of error to margin",
+        "lowest cosine",
+        "p1",
+        "same top class",
+        "ties excepted",
+    )
     flips = [flip for measured in parity["by_batch"].values() for flip in measured["flips"]]
     listed = table(("picture", "eager", "shipped", "margin", "tie"), [tuple(flip.values()) for flip in flips])
     return (
         f"<p>{escape(parity['shipped'])}, against {escape(parity['eager'])}. Pictures: {escape(pictures['source'])} "
         f"({pictures['count']}) and {pictures['edge_cases']} edge cases. Errors are relative to a picture's largest "
-        "logit, measured from the mean of its logits.</p>"
+        "logit, measured from the mean of its logits; the margin is eager's lead of the first class "
+        "over the second: from one half on a flip is possible.</p>"
         + table(columns, rows)
         + "".join(f"<p>{escape(line)}</p>" for line in made_anew(parity))
         + (f"<h3>Flips</h3>{listed}" if flips else "")
