@@ -11,15 +11,11 @@ from calipso_export.photos import Photos, check_readable, labelled_pictures
 from calipso_export.precision import candidates
 from calipso_export.progress import Progress
 from calipso_runtime.bundle import Preprocess
-from calipso_runtime.errors import CalipsoError
+from calipso_runtime.errors import CalibrationError
 from calipso_runtime.inputs import tensor
 
 # Fewer show too little of what a model can meet.
 _FEWEST = 8
-
-
-class CalibrationError(CalipsoError):
-    """The pictures to calibrate on cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

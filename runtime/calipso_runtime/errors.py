@@ -6,6 +6,7 @@
     │   ├── ShotsError              a folder of example photos that does not fit the classes
     │   └── OutputPathError         the output exists already, or cannot be written
     ├── ModelError                  unknown model, unreadable or unfitting checkpoint, undefined method
+    ├── CalibrationError            pictures that ranges of activations cannot be measured on
     ├── ImageError                  a picture that cannot be decoded
     ├── InputError (ValueError)     an array of the wrong dtype, shape or range; NaN; an empty batch
     ├── BundleError                 a bundle that cannot be used
@@ -48,6 +49,10 @@ class OutputPathError(UsageError):
 
 class ModelError(CalipsoError):
     """The model is unknown, its checkpoint does not fit, or a method is not defined for it."""
+
+
+class CalibrationError(CalipsoError):
+    """Ranges of activations cannot be measured on these pictures."""
 
 
 class ImageError(CalipsoError):

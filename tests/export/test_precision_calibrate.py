@@ -12,10 +12,10 @@ from precision_samples import graph_of, node
 
 from calipso_export import export
 from calipso_export.precision import calibrate
-from calipso_export.precision.calibrate import CalibrationError, collect, digest, wanted
+from calipso_export.precision.calibrate import collect, digest, wanted
 from calipso_export.precision.ranges import Histogram
 from calipso_export.progress import silent
-from calipso_runtime.errors import ShotsError, UsageError
+from calipso_runtime.errors import CalibrationError, ShotsError, UsageError
 
 COUNT, WIDTH = 20, 6
 PICTURES = np.random.default_rng(0).standard_normal((COUNT, WIDTH)).astype(np.float32)

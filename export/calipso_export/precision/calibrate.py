@@ -12,11 +12,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from calipso_export.calibration_pictures import CalibrationError
 from calipso_export.precision.quantised import quantisable
 from calipso_export.precision.ranges import BINS, Histogram
 from calipso_export.precision.run import open_graph
 from calipso_export.progress import Progress
+from calipso_runtime.errors import CalibrationError
 
 # Activations of one batch that are held at once.
 _BATCH_BYTES = 256 * 2**20
