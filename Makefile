@@ -24,7 +24,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-quick: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow"
 
 check: $(READY)
 	$(BIN)/ruff check $(SOURCES)

@@ -177,6 +177,7 @@ def test_a_shipped_model_is_small_and_loads_strictly(folder: Path) -> None:
     assert not result.unexpected_keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
 def test_a_shipped_model_classifies_a_fresh_demo_task_as_well_as_published(folder: Path, tmp_path: Path) -> None:
     published = json.loads((folder / "training.json").read_text(encoding="utf-8"))["held_out"]["demo_task"]
@@ -239,6 +240,7 @@ def test_training_reduces_the_loss_and_an_interrupted_run_resumes_to_the_same_lo
     assert not out.with_name("tiny.work").exists()
 
 
+@pytest.mark.slow
 def test_training_gives_the_process_its_denormal_numbers_back(tmp_path: Path) -> None:
     train(tmp_path / "tiny", dataclasses.replace(TINY, steps=1))
     assert float(np.float64(5e-324)) > 0

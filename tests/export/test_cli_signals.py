@@ -57,6 +57,7 @@ def test_a_signal_exits_130_and_leaves_nothing(arguments: list[str], tmp_path: P
     assert below(tmp_path / "result") == set()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing(arguments: list[str], tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", LIMITED, *arguments], capture_output=True, check=False, text=True)
 

@@ -168,6 +168,7 @@ def test_auto_keeps_the_first_that_passes_and_reports_all_it_tried(make_config: 
     assert "<circle" in page
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_auto_without_anything_that_passes_writes_nothing(make_config: MakeConfig, shots: Path) -> None:
     config = auto(make_config, shots, gates={"max_relative_logit_error": 0.0}, repair_minutes=0.02)

@@ -157,6 +157,7 @@ def test_a_bundle_with_its_weights_beside_verifies_again(
     assert again(config.output, tiny_vit).status == "passed"
 
 
+@pytest.mark.slow
 def test_very_unequal_shots_verify_again(make_config: MakeConfig, tiny_vit: Path, tmp_path: Path) -> None:
     folder = write_shots(tmp_path / "unequal", count=1)
     for number in range(1, 9):
