@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from calipso_export import ExportConfig
@@ -86,3 +87,22 @@ def trace_only_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return graph
 
     monkeypatch.setattr(trace_step, "trace", trace)
+
+
+def crafted_graph(
+    nodes: Sequence[onnx.NodeProto],
+    arrays: Mapping[str, np.ndarray],
+    *,
+    shape: Sequence[int | str],
+    result: str = "y",
+    opset: int = 18,
+) -> onnx.ModelProto:
+    """A graph from x float32 to `result` float32, with these initializers."""
+    graph = helper.make_graph(
+        nodes,
+        "crafted",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(result, TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)

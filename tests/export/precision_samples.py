@@ -7,7 +7,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from export_samples import crafted_graph
+from onnx import helper
 
 from calipso_export.classifier import ClassifierModule
 from calipso_export.config import ExportConfig
@@ -34,15 +35,8 @@ def node(
 def graph_of(
     nodes: Sequence[onnx.NodeProto], arrays: Arrays, *, shape: Sequence[int | str], result: str = "y", opset: int = 18
 ) -> ir.Model:
-    """A graph from x float32 to `result`, with every type and shape inferred."""
-    graph = helper.make_graph(
-        nodes,
-        "crafted",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(result, TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    """See `crafted_graph`; its types have to agree."""
+    model = crafted_graph(nodes, arrays, shape=shape, result=result, opset=opset)
     return ir.from_proto(onnx.shape_inference.infer_shapes(model, strict_mode=True))
 
 

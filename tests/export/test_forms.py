@@ -9,9 +9,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from export_samples import crafted_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from calipso_export.forms import ORT_FORMS, PORTABLE_FORMS
 from calipso_export.forms.attention_op import fuse_attention
@@ -34,16 +35,8 @@ def array(*shape: int) -> np.ndarray:
 def graph_of(
     nodes: Sequence[onnx.NodeProto], arrays: Arrays, *, shape: Sequence[int | str], result: str = "y"
 ) -> onnx.ModelProto:
-    """A graph from x float32 to `result`, with every shape inferred, as torch's exporter gives it."""
-    graph = helper.make_graph(
-        nodes,
-        "crafted",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info(result, TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    return onnx.shape_inference.infer_shapes(model)
+    """See `crafted_graph`; with every shape inferred, as torch's exporter gives it."""
+    return onnx.shape_inference.infer_shapes(crafted_graph(nodes, arrays, shape=shape, result=result))
 
 
 def changed(model: onnx.ModelProto, *forms: Callable[[ir.Graph], int]) -> tuple[int, onnx.ModelProto]:
