@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -29,6 +30,18 @@ CLASSES = ("ant", "bee", "crab")
 SHOTS = 3
 # The head of the bundle that many tests share: both methods, with weights that matter.
 HEAD = {"alpha": 1.5, "beta": 5.5, "b2": 1.0, "b3": 0.1}
+
+# What heads of CALIP are drawn from, by property tests.
+CALIP_HEADS: Mapping[str, st.SearchStrategy[Any]] = {
+    "seed": st.integers(0, 1 << 32),
+    "pictures": st.integers(1, 3),
+    "positions": st.integers(1, 50),
+    "classes": st.integers(2, 12),
+    "width": st.integers(1, 32),
+    "scale": st.floats(1, 120),
+    "b2": st.floats(0, 6),
+    "b3": st.floats(0, 1),
+}
 
 MakeConfig = Callable[..., ExportConfig]
 

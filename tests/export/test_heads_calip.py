@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from export_samples import unit_vectors
+from export_samples import CALIP_HEADS, unit_vectors
 from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 from calipso_export.heads import calip
 from calipso_export.heads.calip import CalipHead, CalipParameters
@@ -42,16 +41,7 @@ def sample(seed: int, pictures: int, positions: int, classes: int, width: int) -
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 1 << 32),
-    pictures=st.integers(1, 3),
-    positions=st.integers(1, 50),
-    classes=st.integers(2, 12),
-    width=st.integers(1, 32),
-    scale=st.floats(1, 120),
-    b2=st.floats(0, 6),
-    b3=st.floats(0, 1),
-)
+@given(**CALIP_HEADS)
 def test_the_head_and_its_reference_are_the_published_loop(
     *, seed: int, pictures: int, positions: int, classes: int, width: int, scale: float, b2: float, b3: float
 ) -> None:

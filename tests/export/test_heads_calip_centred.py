@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export_samples import unit_vectors
+from export_samples import CALIP_HEADS, unit_vectors
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from precision_samples import ExportLow
@@ -37,16 +37,7 @@ def answered(tensors: Tensors, parameters: CalipParameters, scale: float, *, cen
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 1 << 32),
-    pictures=st.integers(1, 3),
-    positions=st.integers(1, 50),
-    classes=st.integers(2, 12),
-    width=st.integers(1, 32),
-    scale=st.floats(1, 120),
-    b2=st.floats(0, 6),
-    b3=st.floats(0, 1),
-)
+@given(**CALIP_HEADS)
 def test_the_centred_head_is_the_published_formula_less_what_is_common(
     *, seed: int, pictures: int, positions: int, classes: int, width: int, scale: float, b2: float, b3: float
 ) -> None:
