@@ -27,6 +27,8 @@ SAME_PICTURE = 0.99999
 _MOST_EXPONENTIALS = 1e9
 # Keys times photos at a time: what is worked on stays in a core's cache.
 _CHUNK_VALUES, _LEAST_PHOTOS = 1 << 17, 32
+# And of what is multiplied at once, 64 MB: many small products wait for each other's threads.
+_BLOCK_VALUES = 1 << 24
 _LEAST_KEYS = 2
 
 
@@ -102,13 +104,17 @@ def _counts(head: Head, judged: npt.NDArray[np.integer], base: Float32) -> npt.N
     flat = padded.reshape(-1, head.width)
     counts = np.zeros((len(BETAS), len(ALPHAS)), np.int64)
     size = max(_LEAST_PHOTOS, _CHUNK_VALUES // len(flat))
-    for start in range(0, len(judged), size):
-        rows = judged[start : start + size]
-        affinity = (flat @ head.keys[rows].T).reshape(shots, classes, len(rows))
-        affinity[~real] = -np.inf
+    most = size * max(1, _BLOCK_VALUES // (size * len(flat)))
+    for first in range(0, len(judged), most):
+        rows = judged[first : first + most]
+        block = (flat @ head.keys[rows].T).reshape(shots, classes, len(rows))
+        block[~real] = -np.inf
         # Itself and its copies, wherever they are: held out in name only, they would vouch for it.
-        affinity[affinity > SAME_PICTURE] = -np.inf
-        _count_chunk(counts, affinity, base[start : start + size].T, head.owners[rows])
+        block[block > SAME_PICTURE] = -np.inf
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            own = base[first + start : first + start + size]
+            _count_chunk(counts, np.ascontiguousarray(block[:, :, part]), own.T, head.owners[rows[part]])
     return counts
 
 
