@@ -46,6 +46,7 @@ def gated(monkeypatch: pytest.MonkeyPatch, gates: dict[str, dict[str, Any]]) -> 
     return timed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DRIVER.problem is None, reason="this machine has a GPU")
 def test_without_a_gpu_it_ends_with_one_error() -> None:
     result = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], capture_output=True, text=True, check=False)

@@ -109,6 +109,7 @@ def test_the_bundle_carries_its_head_and_binds_it_to_the_graph(exported: Path) -
     assert (head.labels, head.counts.tolist(), head.alpha, head.beta) == (CLASSES, [3, 3, 3], 1.5, 5.5)
 
 
+@pytest.mark.slow
 def test_two_exports_are_the_same_bytes(exported: Path, make_config: MakeConfig, tmp_path: Path) -> None:
     again = inputs_config(make_config, tmp_path / "again.calipso")
     export(again)
@@ -130,6 +131,7 @@ def test_check_needs_no_torch_for_it(exported: Path) -> None:
         assert not verify_engine(classifier._live.engine, open_bundle(exported)).failures
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*failed its parity gate", "ignore:.*8-bit weights")
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int8-weights"])
 def test_every_precision_keeps_the_head_in_fp32(
@@ -158,6 +160,7 @@ def test_every_precision_keeps_the_head_in_fp32(
         assert classifier.classify(pictures[0]).label == "dog"
 
 
+@pytest.mark.slow
 def test_without_photos_classes_stand_by_their_texts_and_can_be_taught(
     make_config: MakeConfig, tmp_path: Path, pictures: list[Any]
 ) -> None:
@@ -175,6 +178,7 @@ def test_without_photos_classes_stand_by_their_texts_and_can_be_taught(
     assert (after[:5].argmax(axis=1) == len(CLASSES)).all()
 
 
+@pytest.mark.slow
 def test_teaching_gives_the_answers_of_exporting_anew(
     own: Path, make_config: MakeConfig, tmp_path: Path, shots: Path, pictures: list[Any]
 ) -> None:
@@ -271,6 +275,7 @@ def test_a_key_of_no_augmented_view_is_the_photo_as_it_is(exported: Path, shots:
     assert np.abs(head.keys - features).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_debug_compares_the_layers_of_such_a_bundle(exported: Path, tiny_vit: Path) -> None:
     from calipso_export.debug import debug
 

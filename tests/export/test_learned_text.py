@@ -93,6 +93,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         digest_of(tmp_path / "text.npz")
 
 
+@pytest.mark.slow
 def test_an_export_carries_the_weights_and_is_verified_with_and_without_the_file(
     make_config: MakeConfig, tiny_vit: Path, tmp_path: Path
 ) -> None:

@@ -25,6 +25,9 @@ from calipso_runtime.bundle import open_bundle
 from calipso_runtime.errors import InputError, ShotsError, UsageError
 from calipso_runtime.reference import read_reference
 
+# Every one exports, or asks a bundle that was.
+pytestmark = pytest.mark.slow
+
 POINTS = 48
 MakePoints = Callable[..., ExportConfig]
 
