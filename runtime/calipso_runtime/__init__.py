@@ -9,7 +9,7 @@ Importing this needs numpy alone. An engine is imported by `load`, Pillow by the
 """
 
 from calipso_runtime.backends import GpuOptions
-from calipso_runtime.classifier import Classifier, load
+from calipso_runtime.classifier import Classifier
 from calipso_runtime.errors import (
     BackendError,
     BackendUnavailableError,
@@ -30,6 +30,7 @@ from calipso_runtime.errors import (
     TeachingError,
     UsageError,
 )
+from calipso_runtime.loading import load
 from calipso_runtime.prediction import Prediction, Score
 
 __all__ = [

@@ -1,124 +1,32 @@
-"""Loads a bundle, and classifies pictures with it."""
+"""Classifies pictures with a loaded bundle, and is taught new classes."""
 
 import dataclasses
 import itertools
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, cast, overload
+from typing import TypeVar, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from calipso_runtime import devices, inputs
-from calipso_runtime.backends import AUTO, Backend, DeviceBackend, GpuOptions, HeadBackend, connect
-from calipso_runtime.bundle import IMAGE, POINTS, Bundle, Manifest, manifest_of_metadata, open_bundle
+from calipso_runtime.asking import DEFAULT_BATCH, EMBEDDING, LOGITS, Asker, Float32, as_float32, check_positive
+from calipso_runtime.backends import Backend, HeadBackend
+from calipso_runtime.bundle import Manifest
 from calipso_runtime.confidence import Confidence
-from calipso_runtime.cuda.arrays import DeviceImages, is_on_device
-from calipso_runtime.errors import (
-    BackendError,
-    BundleCorruptError,
-    BundleError,
-    CalipsoError,
-    CalipsoWarning,
-    ImageError,
-    InputError,
-    TeachingError,
-    UsageError,
-)
+from calipso_runtime.cuda.arrays import DeviceImages
+from calipso_runtime.errors import CalipsoWarning, ImageError, InputError, TeachingError, UsageError
 from calipso_runtime.head.calibrate import Calibration
-from calipso_runtime.head.file import is_input
-from calipso_runtime.head.teacher import Change, Teacher, open_teacher
+from calipso_runtime.head.teacher import Change, Teacher
 from calipso_runtime.inputs import Images, Item
 from calipso_runtime.pictures import Source
 from calipso_runtime.prediction import Prediction, rank
 
-Float32 = npt.NDArray[np.float32]
 _AnyItem = TypeVar("_AnyItem", bound=Item)
 
-# What many of an input are called in messages.
-_MANY = {IMAGE: "images", POINTS: "clouds"}
-_LOGITS = "logits"
-_EMBEDDING = "embedding"
-_IO_DTYPES = ("float32", "float16")
 DEFAULT_TOP = 5
-# Pictures that are decoded and computed together. Larger batches gain little on a CPU and take memory.
-DEFAULT_BATCH = 32
-
-
-def load(
-    path: str | Path,
-    *,
-    backend: str = AUTO,
-    threads: int | None = None,
-    keep_optimised: bool = True,
-    gpu: GpuOptions | None = None,
-    require_signature: str | Path | None = None,
-    taught: str | Path | bool = True,
-) -> "Classifier":
-    """Open a bundle, check every hash, and load its graph into an engine.
-
-    Args:
-        path: the bundle's directory, or a bare `.onnx` that Calipso exported.
-        backend: "auto", or a name of `backends.BACKENDS`: "tensorrt", "ort-cuda", "ort", "openvino". "auto" takes the
-            first that really runs here; TensorRT where `calipso build` made an engine for this GPU.
-        threads: of the engine on the CPU; None is one per physical core.
-        keep_optimised: let an engine keep a large graph, as it optimised it for this CPU, in the user's cache
-            folder ($CALIPSO_CACHE), so that the next process starts faster and with less memory. It takes about as
-            much disk as the bundle. Hashes of large files that have not changed since are remembered there too.
-        gpu: how a GPU is used: batches under way at once, CUDA graphs, which engine.
-        require_signature: PEM file of an Ed25519 public key. The manifest's signature by it is verified before anything
-            else of the bundle is read, and that of an engine's record before the engine is loaded; every file is
-            hashed anew.
-        taught: where what the bundle is taught is kept, if its head is an input: True is the folder `taught` in it;
-            name another where the bundle is read-only. False leaves aside what it was taught, and keeps nothing.
-
-    Raises:
-        BundleNotFoundError: there is nothing there, or it is not a bundle.
-        BundleCorruptError: a file is missing, truncated or edited.
-        BundleSchemaError: it was written by a newer version.
-        SignatureError: a required signature is missing, wrong or by another key.
-        BackendUnavailableError: the backend asked for is not really on this machine.
-        DeviceMemoryError: the engine does not fit into the GPU's memory.
-        UsageError: there is no backend of this name, `threads` is below 1, or the key cannot be used.
-
-    Warns:
-        CalipsoWarning: the bundle was written although its parity gate had failed; or its 8-bit weights may
-            saturate on this CPU.
-    """
-    if threads is not None:
-        _check_positive("threads", threads, UsageError)
-    try:
-        bundle = open_bundle(path, remember=keep_optimised, require_signature=require_signature)
-    except OSError as error:
-        message = f"{path} cannot be read: {error.strerror or error}"
-        raise BundleError(message) from error
-    engine, reason = connect(bundle, backend=backend, threads=threads, keep_optimised=keep_optimised, gpu=gpu)
-    try:
-        manifest = _manifest(bundle, engine)
-        _check_graph(engine, manifest, bundle.model_path)
-        teacher = open_teacher(bundle, manifest, taught) if is_input(manifest) else None
-        if teacher is not None and teacher.head is not teacher.exported:
-            engine = cast("HeadBackend", engine).bind(teacher.head.arrays())
-    except CalipsoError:
-        engine.close()
-        raise
-    if manifest.parity == "failed":
-        message = (
-            f"{path} failed its parity gate: it does not answer like the model it was exported from. "
-            "See its parity.json, and export it again"
-        )
-        warnings.warn(message, CalipsoWarning, stacklevel=2)
-    if engine.name == "ort" and _saturates(manifest):
-        message = (
-            f"{path} holds 8-bit weights, which this CPU (no VNNI) may add up with saturation: answers can be wrong. "
-            "Check them with `calipso verify`, or export again with --reduce-range"
-        )
-        warnings.warn(message, CalipsoWarning, stacklevel=2)
-    return Classifier(engine, manifest, backend_reason=reason, teacher=teacher)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,9 +80,7 @@ class Classifier:
         self.provider = engine.provider
         self.backend_reason = backend_reason
         self.outputs = tuple(output.name for output in engine.outputs)
-        # Graphs may take and give fp16; callers always see float32.
-        self._input = manifest.input_name
-        self._input_dtype = np.dtype(next(tensor.dtype for tensor in engine.inputs if tensor.name == self._input))
+        self._asker = Asker(engine, manifest)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -306,15 +212,15 @@ class Classifier:
             top: how many classes, at most all of them.
             batch: how many pictures are decoded and computed together.
         """
-        _check_positive("top", top)
+        check_positive("top", top)
         live = self._live
-        logits, single = self._answers(live, images, _LOGITS, batch)
+        logits, single = self._asker.answers(live.engine, images, LOGITS, batch=batch)
         predictions = [rank(row, live.labels, top, self.confidence) for row in logits]
         return predictions[0] if single else predictions
 
     def logits(self, images: Images | DeviceImages, *, batch: int = DEFAULT_BATCH) -> Float32:
         """The graph's logits: float32 [K] for one picture, [N,K] for many."""
-        values, single = self._answers(self._live, images, _LOGITS, batch)
+        values, single = self._asker.answers(self._live.engine, images, LOGITS, batch=batch)
         return values[0] if single else values
 
     def probabilities(self, images: Images | DeviceImages, *, batch: int = DEFAULT_BATCH) -> npt.NDArray[np.float64]:
@@ -322,7 +228,7 @@ class Classifier:
         return self.confidence.probabilities(self.logits(images, batch=batch))
 
     def run(
-        self, images: Images | DeviceImages, outputs: Sequence[str] = (_LOGITS,), *, batch: int = DEFAULT_BATCH
+        self, images: Images | DeviceImages, outputs: Sequence[str] = (LOGITS,), *, batch: int = DEFAULT_BATCH
     ) -> dict[str, Float32]:
         """The graph's outputs by name, as the engine gives them: infinities and NaN are not refused here.
 
@@ -341,10 +247,10 @@ class Classifier:
         if unknown or not outputs:
             message = f"outputs are {tuple(outputs)}: this bundle's graph has {', '.join(self.outputs)}"
             raise UsageError(message)
-        _check_positive("batch", batch)
+        check_positive("batch", batch)
         live = self._live
-        batches, single = self._batches(images, batch)
-        parts = [_as_float32(live.engine.run(each, outputs)) for each in batches]
+        batches, single = self._asker.batches(live.engine, images, batch)
+        parts = [as_float32(live.engine.run(each, outputs)) for each in batches]
         joined = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
         return {name: values[0] for name, values in joined.items()} if single else joined
 
@@ -354,10 +260,10 @@ class Classifier:
         Raises:
             UsageError: the bundle was exported without embeddings.
         """
-        if _EMBEDDING not in self.outputs:
-            message = f"this bundle's graph has no output {_EMBEDDING!r}: export it again with embeddings"
+        if EMBEDDING not in self.outputs:
+            message = f"this bundle's graph has no output {EMBEDDING!r}: export it again with embeddings"
             raise UsageError(message)
-        values, single = self._answers(self._live, images, _EMBEDDING, batch)
+        values, single = self._asker.answers(self._live.engine, images, EMBEDDING, batch=batch)
         return values[0] if single else values
 
     async def classify_async(
@@ -385,8 +291,8 @@ class Classifier:
             could not be decoded, which does not stop the stream. An array that is no picture does:
             it raises InputError.
         """
-        _check_positive("top", top)
-        _check_positive("batch", batch)
+        check_positive("top", top)
+        check_positive("batch", batch)
         if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 0:
             message = f"ahead is {ahead!r}: expected a whole number of at least 0"
             raise InputError(message)
@@ -398,10 +304,11 @@ class Classifier:
         start = 0
         under_way: deque[tuple[list[_AnyItem], list[Float32 | ImageError], _Live, Callable[[], Float32]]] = deque()
         while chunk := list(itertools.islice(images, batch)):
-            decoded = [self._try_tensor(item, start + place) for place, item in enumerate(chunk)]
+            decoded = [self._asker.try_tensor(item, start + place) for place, item in enumerate(chunk)]
             tensors = [value for value in decoded if not isinstance(value, ImageError)]
             live = self._live
-            under_way.append((chunk, decoded, live, self._start(live, tensors)))
+            started = self._asker.start(live.engine, tensors, LOGITS) if tensors else _nothing
+            under_way.append((chunk, decoded, live, started))
             if len(under_way) > ahead:
                 yield from self._ranked(*under_way.popleft(), top)
             start += len(chunk)
@@ -420,126 +327,7 @@ class Classifier:
         for item, value in zip(chunk, decoded, strict=True):
             yield item, value if isinstance(value, ImageError) else rank(next(rows), live.labels, top, self.confidence)
 
-    def _try_tensor(self, item: Item, place: int) -> Float32 | ImageError:
-        try:
-            return inputs.tensor_for(item, self.manifest, name=f"{self._input} {place}")
-        except ImageError as error:
-            return error
 
-    def _answers(self, live: _Live, images: Images | DeviceImages, output: str, batch: int) -> tuple[Float32, bool]:
-        _check_positive("batch", batch)
-        batches, single = self._batches(images, batch)
-        parts = [self._finite(_as_float32(live.engine.run(each, [output])), output) for each in batches]
-        return np.concatenate(parts), single
-
-    def _batches(self, images: Images | DeviceImages, batch: int) -> tuple[Iterator[Any], bool]:
-        """What the engine takes, a batch at a time, and whether it is of a single picture."""
-        if is_on_device(images):
-            if not isinstance(self._live.engine, DeviceBackend):
-                message = (
-                    f"images lie on a GPU, and {self.backend} runs on {self.provider}: copy them to the host first"
-                )
-                raise InputError(message)
-            return iter([images]), False
-        items, single = inputs.split_for(cast("Images", images), self.manifest)
-        return (self._stacked(tensors) for tensors in self._tensors(items, batch, single)), single
-
-    def _tensors(self, items: Sequence[Item], batch: int, single: bool) -> Iterator[list[Float32]]:  # noqa: FBT001
-        """The decoded pictures, a batch at a time."""
-        for start in range(0, len(items), batch):
-            yield [
-                inputs.tensor_for(
-                    item, self.manifest, name=self._input if single else f"{_MANY[self._input]}[{start + place}]"
-                )
-                for place, item in enumerate(items[start : start + batch])
-            ]
-
-    def _stacked(self, tensors: Sequence[Float32]) -> npt.NDArray[np.floating]:
-        return np.stack(tensors).astype(self._input_dtype, copy=False)
-
-    def _start(self, live: _Live, tensors: Sequence[Float32]) -> Callable[[], Float32]:
-        """Start a batch where the engine can go on with it alone; what is returned waits for its logits."""
-        if not tensors:
-            return lambda: np.empty((0, len(live.labels)), np.float32)
-        image = self._stacked(tensors)
-        if not isinstance(live.engine, DeviceBackend):
-            answers = _as_float32(live.engine.run(image, [_LOGITS]))
-            return lambda: self._finite(answers, _LOGITS)
-        pending = live.engine.submit(image, [_LOGITS])
-        return lambda: self._finite(_as_float32(pending.result()), _LOGITS)
-
-    def _finite(self, answers: Mapping[str, Float32], output: str) -> Float32:
-        values = answers[output]
-        if not np.isfinite(values).all():
-            message = (
-                f"{self.backend} on {self.provider} answered {output} that are not finite: the graph overflows there"
-            )
-            raise BackendError(message)
-        return values
-
-
-def _as_float32(answers: Mapping[str, npt.NDArray[np.floating]]) -> dict[str, Float32]:
-    return {name: values.astype(np.float32, copy=False) for name, values in answers.items()}
-
-
-def _check_positive(name: str, value: int, kind: type[CalipsoError] = InputError) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        message = f"{name} is {value!r}: expected a whole number of at least 1"
-        raise kind(message)
-
-
-def _manifest(bundle: Bundle, engine: Backend) -> Manifest:
-    """The bundle's manifest, checked against the graph's own; or the graph's own for a bare `.onnx`."""
-    own = manifest_of_metadata(engine.metadata, source=str(bundle.model_path))
-    if bundle.manifest is None:
-        return own
-    if own.core() != bundle.manifest.core():
-        differing = [key for key, value in own.core().items() if bundle.manifest.core()[key] != value]
-        message = (
-            f"{bundle.path}: its manifest and its graph tell different things about {', '.join(differing)}. "
-            "They come from different exports: export the bundle again"
-        )
-        raise BundleCorruptError(message)
-    return bundle.manifest
-
-
-def _check_graph(engine: Backend, manifest: Manifest, path: Path) -> None:
-    """Refuse a graph whose inputs and outputs are not those that its manifest promises."""
-    found = {tensor.name: tensor for tensor in (*engine.inputs, *engine.outputs)}
-    promised = {manifest.input_name: (None, *manifest.input_shape), _LOGITS: (None, len(manifest.labels))}
-    for name, expected in promised.items():
-        tensor = found.get(name)
-        dtype = _promised_dtype(manifest, name)
-        if tensor is not None and tensor.dtype == dtype and _fits(tensor.shape, expected):
-            continue
-        seen = "is not there" if tensor is None else f"is {tensor.dtype} {list(tensor.shape)}"
-        message = f"{path}: its {name} {seen}, its manifest promises {dtype} {list(expected)}. Export it again"
-        raise BundleCorruptError(message)
-
-
-def _saturates(manifest: Manifest) -> bool:
-    """Whether eight-bit products may overflow the 16 bits in which x86 CPUs without VNNI add two of them."""
-    if not manifest.precision.startswith("int8") or manifest.graph.get("precision", {}).get("reduce_range"):
-        return False
-    return devices.has_x86_vectors() and not devices.has_vnni()
-
-
-def _promised_dtype(manifest: Manifest, name: str) -> str:
-    """Of an input or output: what the manifest says, "float32" where it says nothing."""
-    try:
-        values = {**manifest.graph.get("inputs", {}), **manifest.graph.get("outputs", {})}
-        dtype = values.get(name, {}).get("dtype", "float32")
-    except (AttributeError, TypeError) as error:
-        message = f"its manifest does not list inputs and outputs by name, with their dtypes: {error}"
-        raise BundleCorruptError(message) from error
-    if dtype not in _IO_DTYPES:
-        message = f"its manifest promises {name} as {dtype!r}: this version takes {' or '.join(_IO_DTYPES)}"
-        raise BundleCorruptError(message)
-    return str(dtype)
-
-
-def _fits(shape: Sequence[int | None], expected: Sequence[int | None]) -> bool:
-    """Whether the sizes that are known agree. The batch has to be dynamic."""
-    if len(shape) != len(expected) or shape[0] is not None:
-        return False
-    return all(size in (None, wanted) for size, wanted in zip(shape[1:], expected[1:], strict=True))
+def _nothing() -> Float32:
+    """The logits of a batch in which no picture could be decoded."""
+    return np.empty((0, 0), np.float32)

@@ -17,7 +17,7 @@ from typing import Any
 
 from calipso_export.progress import batches
 from calipso_runtime import Classifier
-from calipso_runtime.classifier import DEFAULT_BATCH
+from calipso_runtime.asking import DEFAULT_BATCH
 
 # Samples of one query that are computed together: what the runtime does by itself.
 BATCH = DEFAULT_BATCH

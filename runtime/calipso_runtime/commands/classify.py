@@ -8,15 +8,17 @@ from pathlib import Path
 
 import click
 
+from calipso_runtime.asking import DEFAULT_BATCH
 from calipso_runtime.backends import AUTO, BACKENDS
 from calipso_runtime.bundle import POINTS
-from calipso_runtime.classifier import DEFAULT_BATCH, DEFAULT_TOP, Classifier, load
+from calipso_runtime.classifier import DEFAULT_TOP, Classifier
 from calipso_runtime.clouds import CLOUD_EXTENSIONS
 from calipso_runtime.commands.collect import PICTURE_EXTENSIONS, STDIN, collect
 from calipso_runtime.commands.sign import signature_option
 from calipso_runtime.commands.teach import taught_option
 from calipso_runtime.confidence import Confidence
 from calipso_runtime.errors import CalipsoWarning, ImageError
+from calipso_runtime.loading import load
 from calipso_runtime.prediction import Prediction, as_text
 
 # Fewer pictures than this are answered before a progress bar would tell anything.

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 import click
 
 from calipso_runtime.backends import AUTO, BACKENDS
-from calipso_runtime.classifier import Classifier, load
+from calipso_runtime.classifier import Classifier
 from calipso_runtime.commands.collect import collect
 from calipso_runtime.errors import CalipsoWarning
 from calipso_runtime.head.calibrate import Calibration
+from calipso_runtime.loading import load
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -1,0 +1,108 @@
+"""What is given to be classified -> batches that an engine takes; and its answers, checked, as float32."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from calipso_runtime import inputs
+from calipso_runtime.backends import Backend, DeviceBackend
+from calipso_runtime.bundle import IMAGE, POINTS, Manifest
+from calipso_runtime.cuda.arrays import DeviceImages, is_on_device
+from calipso_runtime.errors import BackendError, CalipsoError, ImageError, InputError
+from calipso_runtime.inputs import Images, Item
+
+Float32: TypeAlias = npt.NDArray[np.float32]
+
+# What many of an input are called in messages.
+_MANY = {IMAGE: "images", POINTS: "clouds"}
+LOGITS = "logits"
+EMBEDDING = "embedding"
+# Pictures that are decoded and computed together. Larger batches gain little on a CPU and take memory.
+DEFAULT_BATCH = 32
+
+
+class Asker:
+    """Prepares what a bundle's graph takes, and checks what it gives.
+
+    Args:
+        engine: of the graph; another of the same graph may be asked.
+        manifest: of the bundle.
+    """
+
+    def __init__(self, engine: Backend, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._where = f"{engine.name} on {engine.provider}"
+        # Graphs may take and give fp16; callers always see float32.
+        self._input = manifest.input_name
+        self._input_dtype = np.dtype(next(tensor.dtype for tensor in engine.inputs if tensor.name == self._input))
+
+    def answers(
+        self, engine: Backend, images: Images | DeviceImages, output: str, *, batch: int
+    ) -> tuple[Float32, bool]:
+        """One output of all items, float32 [N,...], finite; and whether a single one was given."""
+        check_positive("batch", batch)
+        batches, single = self.batches(engine, images, batch)
+        return np.concatenate([self.finite(engine.run(each, [output]), output) for each in batches]), single
+
+    def batches(self, engine: Backend, images: Images | DeviceImages, batch: int) -> tuple[Iterator[Any], bool]:
+        """What the engine takes, a batch at a time, and whether it is of a single item."""
+        if is_on_device(images):
+            if not isinstance(engine, DeviceBackend):
+                message = (
+                    f"images lie on a GPU, and {engine.name} runs on {engine.provider}: copy them to the host first"
+                )
+                raise InputError(message)
+            return iter([images]), False
+        items, single = inputs.split_for(cast("Images", images), self._manifest)
+        return (self._stacked(tensors) for tensors in self._tensors(items, batch, single=single)), single
+
+    def try_tensor(self, item: Item, place: int) -> Float32 | ImageError:
+        """An item as the graph takes it, or why it could not be decoded."""
+        try:
+            return inputs.tensor_for(item, self._manifest, name=f"{self._input} {place}")
+        except ImageError as error:
+            return error
+
+    def start(self, engine: Backend, tensors: Sequence[Float32], output: str) -> Callable[[], Float32]:
+        """Start a batch of at least one where the engine can go on with it alone; what is returned waits for it."""
+        image = self._stacked(tensors)
+        if not isinstance(engine, DeviceBackend):
+            answers = engine.run(image, [output])
+            return lambda: self.finite(answers, output)
+        pending = engine.submit(image, [output])
+        return lambda: self.finite(pending.result(), output)
+
+    def finite(self, answers: Mapping[str, npt.NDArray[np.floating]], output: str) -> Float32:
+        """An output as float32. Raises BackendError: it holds NaN or infinities."""
+        values = answers[output].astype(np.float32, copy=False)
+        if not np.isfinite(values).all():
+            message = f"{self._where} answered {output} that are not finite: the graph overflows there"
+            raise BackendError(message)
+        return values
+
+    def _tensors(self, items: Sequence[Item], batch: int, *, single: bool) -> Iterator[list[Float32]]:
+        """The decoded items, a batch at a time."""
+        for start in range(0, len(items), batch):
+            yield [
+                inputs.tensor_for(
+                    item, self._manifest, name=self._input if single else f"{_MANY[self._input]}[{start + place}]"
+                )
+                for place, item in enumerate(items[start : start + batch])
+            ]
+
+    def _stacked(self, tensors: Sequence[Float32]) -> npt.NDArray[np.floating]:
+        return np.stack(tensors).astype(self._input_dtype, copy=False)
+
+
+def as_float32(answers: Mapping[str, npt.NDArray[np.floating]]) -> dict[str, Float32]:
+    """Outputs as callers see them, whatever the graph computes in."""
+    return {name: values.astype(np.float32, copy=False) for name, values in answers.items()}
+
+
+def check_positive(name: str, value: int, kind: type[CalipsoError] = InputError) -> None:
+    """Raise that error unless it is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        message = f"{name} is {value!r}: expected a whole number of at least 1"
+        raise kind(message)
