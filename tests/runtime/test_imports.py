@@ -8,7 +8,10 @@ import time
 
 import pytest
 
-FOREIGN = ("torch", "torchvision", "open_clip", "onnx", "onnxruntime", "openvino", "tensorrt", "PIL", "click", "rich")
+FOREIGN = (
+    *("torch", "torchvision", "open_clip", "onnx", "onnxruntime", "openvino", "tensorrt"),
+    *("PIL", "click", "rich", "tokenizers", "ftfy"),
+)
 BUDGET_S = 0.100
 RUNS = 7
 # Parts of the runtime for who compares engines: no classifier needs them.
@@ -34,6 +37,7 @@ import sys
 for name in {FOREIGN!r}: sys.modules[name] = None
 import calipso_runtime.preprocess, calipso_runtime.pictures, calipso_runtime.inputs, calipso_runtime.doctor
 import calipso_runtime.bundle, calipso_runtime.classifier, calipso_runtime.backends, calipso_runtime.devices
+import calipso_runtime.tokenizer
 for name in {LATER!r}: __import__(name)
 """
     python(code)
