@@ -13,7 +13,7 @@ from calipso_export import export
 from calipso_export.fewshot.choose import choose_head
 from calipso_export.fewshot.features import PhotoFeatures
 from calipso_export.heads import FEW_SHOT, attribute, few_shot_class
-from calipso_export.heads.few_shot import Fit, Shots
+from calipso_export.heads.few_shot import FewShotHead, Fit, Shots
 from calipso_export.heads.tip_adapter import TipAdapter
 from calipso_export.pipeline import run_steps
 from calipso_export.progress import Progress, silent
@@ -152,6 +152,30 @@ def test_what_is_said_of_a_photo_held_out_does_not_know_its_label(name: str) -> 
     said = few_shot_class(name).fit(shots_of(photos), silent).held_out(rows)
 
     assert float((said.argmax(dim=1) == labels).double().mean()) < 0.7
+
+
+@pytest.mark.parametrize("name", FEW_SHOT)
+def test_every_fit_is_fitted_to_other_shots_with_the_same_settings(name: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    text = torch.nn.functional.normalize(torch.randn(4, 16, generator=generator), dim=1)
+    shots, others = (shots_of(clusters(4, 6, 16, seed=seed), text=text) for seed in (0, 1))
+
+    fit = few_shot_class(name).fit(shots, silent)
+    same, other = fit.refit(shots), fit.refit(others)
+
+    assert fit.head is not None
+    assert state_of(same) == state_of(fit.head)
+    assert settings_of(other) == settings_of(fit.head)
+    assert state_of(other) != state_of(fit.head)
+
+
+def state_of(head: FewShotHead) -> dict[str, list[float]]:
+    return {name: value.tolist() for name, value in head.state_dict().items()}
+
+
+def settings_of(head: FewShotHead) -> dict[str, float]:
+    """What was chosen; the ends of Tip-X's ranges are measured on the shots."""
+    return {name: value for name, value in head.parameters_by_name().items() if not name.endswith(("low", "high"))}
 
 
 def test_head_auto_takes_the_best_by_cross_validation_and_compares_in_pairs() -> None:

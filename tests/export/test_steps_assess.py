@@ -97,18 +97,6 @@ def test_each_class_is_judged_by_a_classifier_without_it(shots: Shots) -> None:
     assert curves["unknown"][0] == {"threshold": 0.0, "false_accept": 1.0, "false_reject": 0.0}
 
 
-def test_settings_are_chosen_anew_where_a_head_cannot_be_fitted_with_given_ones(shots: Shots) -> None:
-    chosen = TipAdapter.fit(shots, lambda *_: None)
-    anew = dataclasses.replace(chosen, refit=None)
-
-    given = assess(shots, chosen, None, unknown_at=0.25)[0]["unknown"]
-    searched = assess(shots, anew, None, unknown_at=0.25)[0]["unknown"]
-
-    assert chosen.head is not None
-    assert searched["photos"] == given["photos"]
-    assert searched["threshold"] != given["threshold"]
-
-
 def test_many_classes_are_held_out_together() -> None:
     rng = np.random.default_rng(0)
     text = torch.from_numpy(unit_vectors(rng, 45, WIDTH))
@@ -131,6 +119,22 @@ def test_without_photos_the_probabilities_stay_as_they_are(shots: Shots) -> None
 
     assert document == {"temperature": 1.0, "reason": "no example photos were given"}
     assert curves == {}
+
+
+def test_ready_keys_keep_the_temperature_of_1_beside_calip_and_say_why(shots: Shots) -> None:
+    # Of keys without photos there are no tokens, so CALIP's terms are unknown.
+    photos = dataclasses.replace(shots.photos, calip=torch.empty(CLASSES * EACH, 0, CLASSES))
+    ready = dataclasses.replace(shots, photos=photos)
+
+    document, curves = assess(ready, fit_of(ready), CALIP)
+    without, _ = assess(ready, fit_of(ready), None)
+
+    assert document["temperature"] == 1.0
+    assert document["reason"].startswith("of ready keys it is not known what CALIP adds")
+    assert curves == {}
+    assert without["temperature"] != 1.0
+    with pytest.raises(ShotsError, match=r"no threshold .* of ready keys it is not known .* Give more with --shots"):
+        assess(ready, fit_of(ready), CALIP, unknown_at=0.05)
 
 
 def test_a_class_of_one_photo_leaves_nothing_to_fit_a_cache_on(shots: Shots) -> None:

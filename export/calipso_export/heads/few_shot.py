@@ -92,14 +92,14 @@ class Fit:
         record: for the manifest: the method, photos used, accuracy without and with the head.
         curve: what the report draws: points with one axis, `accuracy`, and `loss` where something was trained.
         held_out: rows of the shots -> what a head that was fitted without each of them adds to its logits, [N,K].
-        refit: other shots -> this head on them, with the same settings; None where they have to be chosen anew.
+        refit: other shots -> this head on them, with the same settings.
     """
 
     head: "FewShotHead | None"
     record: dict[str, Any]
     curve: list[dict[str, float]]
     held_out: Added
-    refit: "Callable[[Shots], FewShotHead] | None" = None
+    refit: "Callable[[Shots], FewShotHead]"
 
 
 class FoldedHead(nn.Module):

@@ -60,11 +60,16 @@ def fit_on_grid(
         "at_edge": [name for at, (name, values) in zip(place, grid.items(), strict=True) if at in (0, len(values) - 1)],
         "kept": float(accuracy[place]) > without,
     }
+
+    def at_best(own: Shots) -> FewShotHead:
+        return make(own, **best)
+
     return Fit(
-        head=make(shots, **best) if record["kept"] else None,
+        head=at_best(shots) if record["kept"] else None,
         record=record,
         curve=_curve(grid, accuracy),
-        held_out=held_out_by_folds(shots, lambda train: make(train, **best)),
+        held_out=held_out_by_folds(shots, at_best),
+        refit=at_best,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 
 from calipso_export.config import ExportConfig
 from calipso_export.heads.calip import CalipParameters
-from calipso_export.heads.few_shot import FewShotHead, Fit, Shots
+from calipso_export.heads.few_shot import Fit, Shots
 from calipso_export.progress import Progress, silent, track
 from calipso_export.reference import HeadTensors
 from calipso_export.step import Made
@@ -179,16 +179,8 @@ def _best_of_strangers(
     """Best probability of every photo, by a classifier that does not know its class; a group at a time."""
     for held in track(_groups(len(shots.classes)), "holding classes out", progress):
         known, strangers = shots.without_classes(held)
-        head = None if fit is None else _fitted_without(fit, known)
-        added = None if head is None else head(strangers.photos.plain, known.text, known.scale)
+        added = None if fit is None else fit.refit(known)(strangers.photos.plain, known.text, known.scale)
         yield confidence.probabilities(_logits(strangers, added, calip)).max(axis=1)
-
-
-def _fitted_without(fit: Fit, known: Shots) -> FewShotHead | None:
-    """The head on fewer classes: with the same settings where it can be, else with settings chosen anew."""
-    if fit.refit is not None:
-        return fit.refit(known)
-    return None if fit.head is None else type(fit.head).fit(known, silent).head
 
 
 def _threshold(
