@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from calipso_export.heads import attribute
 from calipso_export.heads.calip import CalipHead
+from calipso_export.heads.calip_fs import CalipFsHead
 from calipso_export.heads.few_shot import FoldedHead
 from calipso_export.heads.inputs import InputHead
 from calipso_export.heads.zero_shot import ZeroShotHead
@@ -33,7 +34,7 @@ class ClassifierModule(nn.Module):
         tower: Tower,
         zero_shot: ZeroShotHead,
         *,
-        calip: CalipHead | None = None,
+        calip: CalipHead | CalipFsHead | None = None,
         few_shot: tuple[str, FoldedHead] | None = None,
         projection: nn.Module | None = None,
         views: nn.Module | None = None,

@@ -53,6 +53,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--shots", type=_PATH, metavar="DIR", help="Example photos, DIR/<class>/*.")
 @click.option("--cache-file", type=_PATH, metavar="NPZ", help="Ready cache keys and labels, instead of --shots.")
 @click.option("--calip/--no-calip", default=None, help="Use CALIP's attention (default: if photos choose its weights).")
+@click.option("--calip-fs", is_flag=True, default=None, help="Learn linear layers in CALIP's attention on the shots.")
 @click.option("--cache/--no-cache", default=None, help="Use a few-shot head (default: if there are shots).")
 @click.option("--head", metavar="NAME", help=f"Which: {', '.join(FEW_SHOT)} or auto (default {DEFAULT}).")
 @click.option("--alpha", type=float, help="Weight of the cache; searched on the shots where not given.")
@@ -237,7 +238,10 @@ def _head_table(manifest: "Manifest") -> Table:
         table.add_column(column)
     table.add_row("zero-shot", f"scale {manifest.model['logit_scale']:.2f}", manifest.prompts["source"])
     few_shot = manifest.few_shot
-    for title, record in ((few_shot_class(few_shot["name"]).title, few_shot), ("CALIP", manifest.head["calip"])):
+    records = [(few_shot_class(few_shot["name"]).title, few_shot), ("CALIP", manifest.head["calip"])]
+    if "calip_fs" in manifest.head:
+        records.append(("CALIP-FS", manifest.head["calip_fs"]))
+    for title, record in records:
         # How many keys, of how many views, is no parameter.
         numbers = (f"{key} {value:g}" for key, value in record.items() if isinstance(value, float))
         table.add_row(title, ", ".join(numbers) if record["used"] else "not used", _chosen(record))

@@ -26,7 +26,7 @@ _FEWEST_POINTS = 1
 BAKED, AS_INPUTS = HEAD_MODES = ("baked", "inputs")
 NO_CALIP = (
     "CALIP does not go with head_mode inputs: what is taught is calibrated, and checked in numpy, from embeddings "
-    "alone, and CALIP needs every token of every photo. Leave --calip, --b2 and --b3 away, or bake the head"
+    "alone, and CALIP needs every token of every photo. Leave --calip, --calip-fs, --b2 and --b3 away, or bake the head"
 )
 # What may be overridden of open_clip's `preprocess_cfg`; the size is the model's own.
 _PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
@@ -54,6 +54,7 @@ class ExportConfig:
         shots: a folder `shots/<class>/*` of example photos.
         cache_file: a `.npz` with ready `keys` float [M,D] and `labels` int [M], instead of `shots`.
         calip: whether CALIP may be used.
+        calip_fs: whether linear layers in CALIP's attention are learned on the shots, and used where they pay.
         cache: whether a few-shot head may be used: Tip-Adapter's cache, or another one.
         head: which few-shot head, a name out of `heads.FEW_SHOT`, or "auto": the best of them by
             cross-validation on the shots, or none where none is better than zero-shot.
@@ -107,6 +108,7 @@ class ExportConfig:
     shots: Path | None = None
     cache_file: Path | None = None
     calip: bool = True
+    calip_fs: bool = False
     cache: bool = True
     head: str = DEFAULT
     alpha: float | None = None
@@ -149,6 +151,7 @@ class ExportConfig:
         self._check_text()
         self._check_few_shot()
         self._check_head()
+        self._check_calip_fs()
         self._check_unknown()
         self._check_graph()
         self._check_precision()
@@ -256,6 +259,23 @@ class ExportConfig:
             (
                 not self.calip and self.b2 is not None,
                 "b2 and b3 are given, but CALIP is switched off",
+            ),
+        )
+        for contradicts, message in contradictions:
+            if contradicts:
+                raise UsageError(message)
+
+    def _check_calip_fs(self) -> None:
+        if not self.calip_fs:
+            return
+        contradictions = (
+            (self.head_mode != BAKED, NO_CALIP),
+            (not self.calip, "calip_fs learns layers of CALIP, which is switched off: leave out --no-calip"),
+            (self.b2 == 0 and self.b3 == 0, "calip_fs learns layers of CALIP, and b2 and b3 are 0: leave them out"),
+            (self.shots is None, "calip_fs learns layers on photos, and there are none to learn on: give --shots DIR"),
+            (
+                self.unknown_at is not None,
+                "calip_fs does not go with unknown_at: layers know the classes that it holds out. Leave one out",
             ),
         )
         for contradicts, message in contradictions:

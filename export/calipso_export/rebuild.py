@@ -17,6 +17,7 @@ from calipso_export.config import ExportConfig
 from calipso_export.front_ends.points import PointsFrontEnd
 from calipso_export.heads import attribute, few_shot_class
 from calipso_export.heads.calip import CalipParameters
+from calipso_export.heads.calip_fs import CARRY, MATCH, unfolded
 from calipso_export.heads.few_shot import FewShotHead
 from calipso_export.heads.tip_adapter import TipAdapter
 from calipso_export.learned_text import digest_of, read_text_weights
@@ -31,7 +32,7 @@ from calipso_runtime.errors import ModelError
 from calipso_runtime.head.classes import Head
 from calipso_runtime.head.file import is_input, read_head
 
-_TEXT_WEIGHT = "zero_shot.weight"
+_TEXT_WEIGHT, _CALIP = "zero_shot.weight", "calip."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def rebuild(
     if given is not None:
         heads = _given_heads(given, text, manifest)
     else:
-        arrays = _initializers(path, attribute(manifest.few_shot["name"]) + ".")
+        arrays = _initializers(path, (attribute(manifest.few_shot["name"]) + ".", _CALIP))
         if text is None:
             text = torch.from_numpy(_found(arrays, _TEXT_WEIGHT, path)).T.contiguous() / loaded.scale
         heads = _heads(manifest, text, arrays, path)
@@ -181,6 +182,7 @@ def _heads(
         text=text,
         few_shot=_few_shot(manifest, arrays, path),
         calip=CalipParameters(b2=calip["b2"], b3=calip["b3"]) if calip["used"] else None,
+        layers=_layers(manifest, arrays, path),
         centred=manifest.head.get("centred", False),
         temperature=Confidence.from_json(manifest.confidence).temperature,
     )
@@ -214,12 +216,20 @@ def _few_shot(manifest: Manifest, arrays: dict[str, npt.NDArray[np.float32]], pa
         raise ModelError(message) from error
 
 
-def _initializers(path: Path, prefix: str) -> dict[str, npt.NDArray[np.float32]]:
+def _layers(manifest: Manifest, arrays: dict[str, npt.NDArray[np.float32]], path: Path) -> torch.Tensor | None:
+    """CALIP's learned layers, where it has any."""
+    if not manifest.head.get("calip_fs", {"used": False})["used"]:
+        return None
+    match, carry = (torch.from_numpy(_found(arrays, _CALIP + name, path)) for name in (MATCH, CARRY))
+    return unfolded(match, carry)
+
+
+def _initializers(path: Path, prefixes: tuple[str, ...]) -> dict[str, npt.NDArray[np.float32]]:
     """Those of the heads that are read back, by name."""
     model = onnx.load(path, load_external_data=False)
     arrays = {}
     for tensor in model.graph.initializer:
-        if tensor.name == _TEXT_WEIGHT or tensor.name.startswith(prefix):
+        if tensor.name == _TEXT_WEIGHT or tensor.name.startswith(prefixes):
             if external_data_helper.uses_external_data(tensor):
                 external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
             arrays[tensor.name] = numpy_helper.to_array(tensor).copy()

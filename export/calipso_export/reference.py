@@ -9,7 +9,7 @@ import dataclasses
 import torch
 from torch.nn import functional
 
-from calipso_export.heads import calip, zero_shot
+from calipso_export.heads import calip, calip_fs, zero_shot
 from calipso_export.heads.calip import CalipParameters
 from calipso_export.heads.few_shot import FewShotHead
 from calipso_export.models import LoadedModel
@@ -23,6 +23,7 @@ class HeadTensors:
         text: float32 [K,D], L2-normalised.
         few_shot: the fitted few-shot head, or None.
         calip: b2 and b3, or None.
+        layers: float32 [4,D,D], what was learned for CALIP's attention, or None.
         temperature: what logits are divided by before they become probabilities.
         centred: whether CALIP's first term goes without what is common to all classes, as it does below fp32.
     """
@@ -30,6 +31,7 @@ class HeadTensors:
     text: torch.Tensor
     few_shot: FewShotHead | None = None
     calip: CalipParameters | None = None
+    layers: torch.Tensor | None = None
     centred: bool = False
     temperature: float = 1.0
 
@@ -67,17 +69,20 @@ class EagerClassifier:
             tokens = tokens.reshape(len(embedding), -1, tokens.shape[-1])
             answers["tokens"] = tokens
             if heads.calip is not None:
-                # In double: the first term is a large number common to all classes, whose rounding in the
-                # reference would count as the file's.
-                added = calip.reference(
-                    embedding.double(),
-                    tokens.double(),
-                    heads.text.double(),
-                    heads.calip,
-                    scale=model.scale,
-                    centred=heads.centred,
-                )
-                logits = logits + added.float()
+                logits = logits + _calip(heads, heads.calip, embedding, tokens, model.scale)
         if heads.few_shot is not None:
             logits = logits + heads.few_shot(embedding, heads.text, model.scale)
         return {**answers, "logits": logits, "probabilities": (logits / heads.temperature).softmax(dim=-1)}
+
+
+def _calip(
+    heads: HeadTensors, parameters: CalipParameters, embedding: torch.Tensor, tokens: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """What CALIP adds, with its layers where it has any."""
+    # In double: the first term is a large number common to all classes, whose rounding in the reference would count as
+    # the file's.
+    given = (embedding.double(), tokens.double(), heads.text.double())
+    if heads.layers is None:
+        return calip.reference(*given, parameters, scale=scale, centred=heads.centred).float()
+    layers = heads.layers.double()
+    return calip_fs.reference(*given, layers, parameters, scale=scale, centred=heads.centred).float()

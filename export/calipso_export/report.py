@@ -58,6 +58,8 @@ def report_html(manifest: Manifest, parity: dict[str, Any], curves: dict[str, li
         _candidates(few_shot),
         _head("CALIP", manifest.head["calip"]),
         _curve(curves.get("calip")),
+        _head("CALIP-FS", manifest.head["calip_fs"]) if "calip_fs" in manifest.head else "",
+        _curve(curves.get("calip_fs")),
         confidence_section(manifest.confidence, curves),
         "<h2>Classes</h2>",
         f"<p>{escape(_labels(manifest.labels))}</p>",

@@ -248,7 +248,7 @@ def test_the_calip_search_is_given_the_cache_that_ships(
 
     def note(features: PhotoFeatures, _base: torch.Tensor, few_shot: Any, _progress: object) -> Choice:
         given.append((features, few_shot))
-        return Choice(values=None, record={}, curve=[])
+        return Choice(values=None, record={"best": {"b2": 1.0, "b3": 0.1}}, curve=[])
 
     monkeypatch.setattr("calipso_export.steps.tune.search_calip", note)
     config = make_config(alpha=2.0, beta=5.5, b2=None, b3=None)

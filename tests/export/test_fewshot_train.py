@@ -82,9 +82,9 @@ def test_the_keys_are_trained_by_the_published_recipe(training: Training, monkey
 
     trained = train_keys(training, silent, what="training", folder=None)
 
-    torch.testing.assert_close(trained.keys, layer.weight.detach(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(trained.weights, layer.weight.detach(), atol=1e-6, rtol=1e-6)
     assert trained.losses == pytest.approx(losses, rel=1e-5)
-    assert not torch.allclose(trained.keys.norm(dim=1), torch.ones(13), atol=1e-3)
+    assert not torch.allclose(trained.weights.norm(dim=1), torch.ones(13), atol=1e-3)
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 7, 19])
@@ -99,7 +99,7 @@ def test_an_interrupted_training_goes_on_and_ends_with_the_same_bits(
     resumed = run(training, tmp_path, lambda _what, done, _total: begun.append(done))
 
     assert begun == [*range(epoch, 20), 20]
-    assert torch.equal(resumed.keys, whole.keys)
+    assert torch.equal(resumed.weights, whole.weights)
     assert resumed.losses == whole.losses
     assert torch.equal(torch.stack(resumed.judged), torch.stack(whole.judged))
 
@@ -109,7 +109,7 @@ def test_a_finished_training_is_not_run_again(training: Training, tmp_path: Path
 
     again = run(training, tmp_path, interrupt(0))
 
-    assert torch.equal(again.keys, first.keys)
+    assert torch.equal(again.weights, first.weights)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_another_training_does_not_take_the_state_of_this_one(
         changes = {"photos": dataclasses.replace(training.photos, views=-training.photos.views)}
     other = dataclasses.replace(training, **changes)
 
-    assert torch.equal(run(other, tmp_path).keys, run(other, None).keys)
+    assert torch.equal(run(other, tmp_path).weights, run(other, None).weights)
 
 
 @pytest.mark.parametrize("damage", [b"", b"no archive", None])
@@ -132,13 +132,13 @@ def test_a_damaged_state_costs_time_and_nothing_else(training: Training, tmp_pat
     (state,) = tmp_path.rglob("*.pt")
     state.write_bytes(state.read_bytes()[: state.stat().st_size // 2] if damage is None else damage)
 
-    assert torch.equal(run(training, tmp_path).keys, whole.keys)
+    assert torch.equal(run(training, tmp_path).weights, whole.weights)
 
 
 def test_a_folder_that_cannot_be_written_does_not_end_the_training(training: Training, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
 
-    assert torch.equal(run(training, tmp_path / "file").keys, run(training, None).keys)
+    assert torch.equal(run(training, tmp_path / "file").weights, run(training, None).weights)
 
 
 def shots(counts: tuple[int, ...], folder: Path | None = None) -> Shots:

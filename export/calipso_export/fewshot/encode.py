@@ -25,12 +25,16 @@ from calipso_export.heads import calip
 from calipso_export.models import LoadedModel
 from calipso_export.photos import Photo, opened
 from calipso_export.progress import Progress, track
+from calipso_runtime.errors import ShotsError
 
 _CROP_SCALE = (0.5, 1.0)
 # A new number whenever the same photo would get other features: old entries are then not used.
 _RECIPE = 2
 # Packages that decide a photo's pixels and features.
 _VERSIONED = ("torch", "torchvision", "open_clip_torch", "pillow")
+_GIB = 2**30
+# Of all photos together; a batch in training comes on top (docs/methods.md).
+MOST_TOKEN_BYTES = 4 * _GIB
 
 
 def encode_photos(
@@ -41,6 +45,7 @@ def encode_photos(
     with_calip: bool,
     with_keys: bool = True,
     with_views: bool = False,
+    with_tokens: bool = False,
     epochs: int,
     seed: int,
     store: FeatureStore,
@@ -55,17 +60,21 @@ def encode_photos(
         with_calip: whether the terms are needed.
         with_keys: whether the keys are; without, no augmented view is encoded, and they are the plain features.
         with_views: whether the features of every augmented view are.
+        with_tokens: whether the tokens of the photos as they are; without, none are kept.
         epochs: augmented views per photo.
         seed: of the augmentation.
         store: where features are kept.
         progress: told after each photo.
+
+    Raises:
+        ShotsError: the tokens of so many photos would not fit into `MOST_TOKEN_BYTES`.
     """
     # What is not augmented is the only view of itself: then neither keys nor views are encoded apart.
     own_keys, own_views = (asked and model.front_end.is_augmented for asked in (with_keys, with_views))
     classes, width = text.shape
     terms = 2 if with_calip else 0
     tower = model.tower(model.visual, with_tokens=False).eval()
-    token_tower = _Encoder(model, with_tokens=with_calip).eval()
+    token_tower = _Encoder(model, with_tokens=with_calip or with_tokens).eval()
     augment = augmentation(model)
     weight = (model.scale * text).T.contiguous()
     about = {
@@ -80,6 +89,8 @@ def encode_photos(
     text_sha256 = hashlib.sha256(text.numpy().tobytes()).hexdigest() if with_calip else None
     rows = torch.empty(len(photos), 2 * width + terms * classes)
     views = torch.empty(len(photos), epochs if own_views else 0, width)
+    positions = _positions(token_tower, model, len(photos)) if with_tokens else 0
+    tokens = torch.empty(len(photos), positions, width)
     for index, photo in enumerate(track(photos, "encoding photos", progress)):
         row = rows[index]
         encoded = partial(_views, tower, photo, augment, epochs=epochs, seed=seed)
@@ -94,8 +105,12 @@ def encode_photos(
             store,
             key_of(**about, photo=photo.sha256, text=text_sha256),
             width + terms * classes,
-            partial(_plain, token_tower, photo, model, weight),
+            partial(_plain, token_tower, photo, model, weight if with_calip else None),
         )
+        if with_tokens:
+            encoded = partial(_tokens, token_tower, photo, model)
+            kept = _kept(store, key_of(**about, photo=photo.sha256, tokens=True), positions * width, encoded)
+            tokens[index] = kept.reshape(positions, width)
     plain = rows[:, width : 2 * width].contiguous()
     contents = {photo.sha256: index for index, photo in enumerate(photos)}
     return PhotoFeatures(
@@ -105,6 +120,7 @@ def encode_photos(
         plain=plain,
         calip=rows[:, 2 * width :].reshape(len(photos), terms, classes),
         views=plain[:, None] if with_views and not own_views else functional.normalize(views, dim=-1),
+        tokens=tokens,
     )
 
 
@@ -171,11 +187,32 @@ def _key(encoded: Callable[[], torch.Tensor], width: int) -> torch.Tensor:
     return functional.normalize(encoded().reshape(-1, width).mean(dim=0), dim=-1)
 
 
-def _plain(tower: torch.nn.Module, photo: Photo, model: LoadedModel, weight: torch.Tensor) -> torch.Tensor:
-    """The photo's feature, then CALIP's terms where the tower gives tokens: [D + 2K] or [D]."""
+def _plain(tower: torch.nn.Module, photo: Photo, model: LoadedModel, weight: torch.Tensor | None) -> torch.Tensor:
+    """The photo's feature, then CALIP's terms where there is a weight for them: [D + 2K] or [D]."""
     pooled, tokens = _forward(tower, model.front_end.eager_input(photo.path).unsqueeze(0))
     feature = functional.normalize(pooled, dim=-1)
     parts = [feature]
-    if tokens is not None:
+    if tokens is not None and weight is not None:
         parts += calip.terms(feature, functional.normalize(tokens, dim=-1), weight, scale=model.scale)
     return torch.cat([part.flatten() for part in parts])
+
+
+def _tokens(tower: torch.nn.Module, photo: Photo, model: LoadedModel) -> torch.Tensor:
+    """The photo's tokens, [P * D]."""
+    _, tokens = _forward(tower, model.front_end.eager_input(photo.path).unsqueeze(0))
+    return functional.normalize(cast("torch.Tensor", tokens), dim=-1).flatten()
+
+
+def _positions(tower: torch.nn.Module, model: LoadedModel, photos: int) -> int:
+    """How many tokens a photo has, if those of all photos may be kept."""
+    _, tokens = _forward(tower, torch.zeros(1, *model.front_end.shape))
+    _, positions, width = cast("torch.Tensor", tokens).shape
+    needed = 4 * photos * positions * width
+    if needed > MOST_TOKEN_BYTES:
+        message = (
+            f"CALIP-FS is trained on every token of every photo: {photos} photos of {positions} tokens of {width} "
+            f"numbers take {needed / _GIB:.1f} GiB of memory, of which there may be {MOST_TOKEN_BYTES / _GIB:g}. Give "
+            "fewer photos, or leave out --calip-fs"
+        )
+        raise ShotsError(message)
+    return positions

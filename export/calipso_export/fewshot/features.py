@@ -16,6 +16,7 @@ class PhotoFeatures:
         plain: float32 [M,D], L2-normalised, of the photo as it is: what the search classifies.
         calip: float32 [M,2,K], CALIP's two terms before b2 and b3; [M,0,K] where CALIP is off.
         views: float32 [M,V,D], L2-normalised, of every augmented view; [M,0,D] where no head needs them.
+        tokens: float32 [M,P,D], L2-normalised, of the photo as it is; [M,0,D] where CALIP's layers are not learned.
     """
 
     labels: torch.Tensor
@@ -24,6 +25,7 @@ class PhotoFeatures:
     plain: torch.Tensor
     calip: torch.Tensor
     views: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, 0, 0))
+    tokens: torch.Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, 0, 0))
 
     def rows(self, rows: torch.Tensor) -> "PhotoFeatures":
         """Some of the photos."""

@@ -59,7 +59,7 @@ class TipAdapterF(TipAdapter):
         def at_best(own: Shots) -> TipAdapterF:
             what = f"training {cls.title} up to epoch {epoch}"
             own_progress = progress if own is shots else silent
-            keys = train_keys(_training(own, epoch), own_progress, what=what, folder=own.folder).keys
+            keys = train_keys(_training(own, epoch), own_progress, what=what, folder=own.folder).weights
             return cls(keys=keys, labels=own.photos.labels, alpha=alpha, beta=beta)
 
         return Fit(

@@ -60,6 +60,7 @@ class Assess:
             made[Shots],
             made[Fit] if heads.few_shot is not None else None,
             heads.calip,
+            has_layers=heads.layers is not None,
             unknown_at=asked,
             progress=progress,
         )
@@ -73,6 +74,7 @@ def assess(
     fit: Fit | None,
     calip: CalipParameters | None,
     *,
+    has_layers: bool = False,
     unknown_at: float | None = None,
     progress: Progress = silent,
 ) -> tuple[dict[str, Any], dict[str, list[dict[str, float]]]]:
@@ -82,6 +84,7 @@ def assess(
         shots: what it was fitted on.
         fit: its few-shot head, or None.
         calip: its CALIP weights, or None.
+        has_layers: whether layers were learned for CALIP, so that its terms are those of photos held out.
         unknown_at: share of pictures of unknown classes that may be taken for known ones; None for no threshold.
         progress: told after each group of classes that is held out.
 
@@ -113,7 +116,9 @@ def assess(
     ]
     document |= {
         "photos": len(truth),
-        "method": _HELD_OUT if fit is not None else "the shots: nothing was fitted on them but CALIP's weights",
+        "method": _HELD_OUT
+        if fit is not None or has_layers
+        else "the shots: nothing was fitted on them but CALIP's weights",
         "nll": {"before": losses[0], "after": losses[1]},
         "ece": {
             "before": calibration_error(bins[0]),

@@ -41,6 +41,7 @@ class EncodeShots:
                 photos,
                 text,
                 with_calip=config.uses_calip,
+                with_tokens=config.calip_fs,
                 with_keys=config.cache and config.epochs > 0,
                 with_views=config.cache and any(few_shot_class(name).with_views for name in candidates(config.head)),
                 epochs=config.epochs,

@@ -18,6 +18,7 @@ from calipso_export.config import AS_INPUTS, ExportConfig
 from calipso_export.defaults import give_defaults
 from calipso_export.fewshot.features import PhotoFeatures
 from calipso_export.heads.calip import CalipHead
+from calipso_export.heads.calip_fs import CalipFsHead
 from calipso_export.heads.few_shot import FoldedHead
 from calipso_export.heads.inputs import InputHead, exported
 from calipso_export.heads.zero_shot import ZeroShotHead
@@ -109,13 +110,21 @@ def classifier_module(model: LoadedModel, heads: HeadTensors, outputs: tuple[str
     return ClassifierModule(
         model.tower(model.visual, with_tokens=with_tokens),
         ZeroShotHead(heads.text, scale=model.scale, bias=model.bias),
-        calip=None if heads.calip is None else CalipHead(heads.calip, scale=model.scale, centred=heads.centred),
+        calip=_calip(heads, model.scale),
         few_shot=None if few_shot is None else (few_shot.name, few_shot.fold(heads.text, model.scale)),
         projection=projection,
         views=views,
         temperature=heads.temperature,
         outputs=outputs,
     ).eval()
+
+
+def _calip(heads: HeadTensors, scale: float) -> CalipHead | CalipFsHead | None:
+    if heads.calip is None:
+        return None
+    if heads.layers is None:
+        return CalipHead(heads.calip, scale=scale, centred=heads.centred)
+    return CalipFsHead(heads.calip, heads.layers, scale=scale, centred=heads.centred)
 
 
 def trace(module: ClassifierModule | TeachableModule, model: LoadedModel, config: ExportConfig) -> ir.Model:

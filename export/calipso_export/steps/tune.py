@@ -12,6 +12,8 @@ from calipso_export.fewshot.features import PhotoFeatures
 from calipso_export.fewshot.search import leave_one_out, search_calip
 from calipso_export.heads import AUTO, attribute, candidates, few_shot_class
 from calipso_export.heads.calip import CalipParameters
+from calipso_export.heads.calip_fs import Learned
+from calipso_export.heads.calip_fs import fit as fit_layers
 from calipso_export.heads.few_shot import Added, Fit, Shots
 from calipso_export.heads.tip_adapter import TipAdapter
 from calipso_export.models import LoadedModel
@@ -43,7 +45,11 @@ class HeadRecord:
 
 
 class Tune:
-    """First the few-shot head, then b2 and b3 with that head as it will be. Where it is used, there is its `Fit`."""
+    """First the few-shot head, then CALIP with that head as it will be: b2 and b3, then its layers where asked for.
+
+    Where a few-shot head is used, there is its `Fit`. The photos' tokens are let go of; where layers were learned,
+    CALIP's terms in `Shots` are those of layers that were trained without each photo.
+    """
 
     requires: ClassVar[tuple[type, ...]] = (ExportConfig, LoadedModel, TextFeatures, PhotoFeatures)
     ensures: ClassVar[tuple[type, ...]] = (Shots, HeadTensors, HeadRecord)
@@ -51,7 +57,9 @@ class Tune:
     def run(self, made: Made, progress: Progress) -> None:
         """See `Step.run`."""
         config, features, text = made[ExportConfig], made[PhotoFeatures], made[TextFeatures].values
-        model = made[LoadedModel]
+        model, tokens = made[LoadedModel], features.tokens
+        features = dataclasses.replace(features, tokens=torch.empty(len(tokens), 0, text.shape[1]))
+        made.add(features)
         shots = Shots(
             photos=features,
             text=text,
@@ -64,13 +72,20 @@ class Tune:
         fit = tuning.few_shot()
         if fit is not None:
             made.add(fit)
+        held_out = None if fit is None else fit.held_out
+        calip, layers = tuning.calip(held_out), None
+        if config.calip_fs and (learned := tuning.calip_fs(held_out, tokens)) is not None:
+            calip, layers = tuning.weights, learned.layers
+            shots = dataclasses.replace(shots, photos=dataclasses.replace(features, calip=learned.held_out))
         made.add(shots)
         made.add(
             HeadTensors(
                 text=text,
                 few_shot=None if fit is None else fit.head,
-                calip=tuning.calip(None if fit is None else fit.held_out),
-                centred=made[ExportConfig].precision != "fp32",
+                calip=calip,
+                layers=layers,
+                # What is common to all classes is large, and nothing keeps it from growing where layers are learned.
+                centred=config.precision != "fp32" or layers is not None,
             )
         )
         made.add(tuning.record)
@@ -85,6 +100,7 @@ class _Tuning:
         self.features = shots.photos
         self.progress = progress
         self.record = HeadRecord(document={"kind": "baked"}, curves={})
+        self.weights: CalipParameters | None = None
 
     def few_shot(self) -> Fit | None:
         """The few-shot head, where there is one."""
@@ -164,6 +180,8 @@ class _Tuning:
             choice = search_calip(features, self.shots.zero_shot(features), few_shot, self.progress)
             values, chosen = choice.values, choice.record
             self.record.curves["calip"] = choice.curve
+        # Where they do not pay alone they may with learned layers.
+        self.weights = CalipParameters(**(chosen["best"] if values is None else values))
         if values is None:
             self.record.document["calip"] = _left_out(_NO_BETTER, chosen)
             return None
@@ -171,7 +189,26 @@ class _Tuning:
             self.record.document["calip"] = _left_out("b2 and b3 are given as 0", chosen)
             return None
         self.record.document["calip"] = {"used": True, **values, "chosen": chosen}
-        return CalipParameters(**values)
+        return self.weights
+
+    def calip_fs(self, few_shot: Added | None, tokens: torch.Tensor) -> Learned | None:
+        """CALIP's layers, with that few-shot head in place, or None where they do not pay."""
+        shots = dataclasses.replace(self.shots, photos=dataclasses.replace(self.features, tokens=tokens))
+        base = shots.zero_shot(shots.photos)
+        if few_shot is not None:
+            base = base + few_shot(torch.arange(len(base)))
+        if self.weights is None:
+            message = "CALIP's layers are learned for its b2 and b3: the configuration holds that there are some"
+            raise RuntimeError(message)
+        learned = fit_layers(shots, base, self.weights, self.progress)
+        self.record.curves["calip_fs"] = learned.curve
+        if learned.layers is None:
+            self.record.document["calip_fs"] = _left_out(_NO_BETTER, learned.record)
+            return None
+        self.record.document["calip_fs"] = {"used": True, **learned.record["best"], "chosen": learned.record}
+        chosen = self.record.document["calip"]["chosen"]
+        self.record.document["calip"] = {"used": True, **dataclasses.asdict(self.weights), "chosen": chosen}
+        return learned
 
 
 def _left_out(reason: str, chosen: dict[str, Any] | None = None) -> dict[str, Any]:
