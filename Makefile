@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := export runtime bench benchmarks tests examples
 
-.PHONY: setup demo test test-quick check bench bench-export bench-precision bench-gpu docs clean
+.PHONY: setup demo test test-quick check bench bench-export bench-precision bench-teach bench-gpu docs clean
 
 setup: $(READY)
 
@@ -52,6 +52,11 @@ bench-precision: $(READY)
 	$(BIN)/python -m benchmarks.precision_speed
 	$(BIN)/python -m benchmarks.precision_tools
 	$(BIN)/python -m benchmarks.precision_planted
+	$(BIN)/python -m benchmarks.report
+
+# Measures what a head as an input costs, and what teaching takes.
+bench-teach: $(READY)
+	$(BIN)/python -m benchmarks.teach
 	$(BIN)/python -m benchmarks.report
 
 # Measures fp16 on a GPU. Needs a Python of your own with CUDA builds: torch, and calipso[ort-gpu,export,cli,bench].

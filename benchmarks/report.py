@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import RESULTS, ROOT, gpu_tables, head_tables, precision_tables, speed_tables
+from benchmarks import RESULTS, ROOT, gpu_tables, head_tables, precision_tables, speed_tables, teach_tables
 
 DOCUMENTS = (
     ROOT / "README.md",
@@ -19,6 +19,7 @@ DOCUMENTS = (
     ROOT / "docs" / "gpu.md",
     ROOT / "docs" / "points.md",
     ROOT / "docs" / "methods.md",
+    ROOT / "docs" / "teach.md",
 )
 _START, _END = "<!-- generated: ", "<!-- end -->"
 _MB = 1e6
@@ -163,6 +164,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "serving": speed_tables.serving_table,
     "speed": speed_tables.speed_table,
     "speed-summary": speed_tables.speed_summary,
+    "teach": teach_tables.teach_table,
 }
 
 
