@@ -16,6 +16,8 @@ from calipso_export.files import PARSING_ERRORS
 from calipso_runtime.errors import ModelError
 
 _MOST_NAMES_SHOWN = 4
+# What older files have beside the weights, and open_clip leaves out.
+_NO_WEIGHTS = {"attn_mask", "text.transformer.embeddings.position_ids"}
 _READ_ERRORS = (SafetensorError, pickle.UnpicklingError, AssertionError, *PARSING_ERRORS)
 
 
@@ -52,8 +54,19 @@ def activation_message(name: str, weights: str, *, model: bool) -> str:
     )
 
 
-def load_checkpoint(module: nn.Module, checkpoint: Path, name: str) -> None:
+def part_of_vision(name: str) -> bool:
+    """Whether a tensor of an open_clip model is needed where text features come from a file."""
+    return name.startswith("visual.") or name in ("logit_scale", "logit_bias")
+
+
+def load_checkpoint(module: nn.Module, checkpoint: Path, name: str, *, vision_only: bool = False) -> None:
     """Load a `.safetensors` file, or a torch file of tensors only, into an open_clip model.
+
+    Args:
+        module: the model.
+        checkpoint: the file.
+        name: the model's, for messages.
+        vision_only: leave the text tower as it is, and its tensors in the file.
 
     Raises:
         ModelError: it does not exist, is damaged, executable, of another architecture, or not finite.
@@ -75,7 +88,10 @@ def load_checkpoint(module: nn.Module, checkpoint: Path, name: str) -> None:
             f"that loads with weights_only=True ({first_line(error)})"
         )
         raise ModelError(message) from error
-    _check_tensors(module, state, checkpoint, name)
+    state = _check_tensors(module, state, checkpoint, name, vision_only=vision_only)
+    if vision_only:
+        _load_vision(module, state)
+        return
     open_clip.load_checkpoint(module, str(checkpoint), strict=True, weights_only=True)
 
 
@@ -91,7 +107,18 @@ def _read_state(checkpoint: Path) -> object:
     return content
 
 
-def _check_tensors(module: nn.Module, state: object, checkpoint: Path, name: str) -> None:
+def _load_vision(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    # As open_clip does: a scale may be a number or one of a list, and a file without a bias means 0.
+    own = module.state_dict()
+    state = {key: value.reshape(own[key].shape) for key, value in state.items()}
+    if "logit_bias" in own:
+        state = {"logit_bias": torch.zeros_like(own["logit_bias"]), **state}
+    module.load_state_dict(state, strict=False)
+
+
+def _check_tensors(
+    module: nn.Module, state: object, checkpoint: Path, name: str, *, vision_only: bool
+) -> dict[str, torch.Tensor]:
     """Names and shapes must be the model's: open_clip would quietly resize a positional embedding."""
     named = isinstance(state, dict) and all(
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
@@ -101,13 +128,15 @@ def _check_tensors(module: nn.Module, state: object, checkpoint: Path, name: str
         raise ModelError(message)
     found = open_clip.convert.convert_state_dict(module, dict(cast("dict[str, torch.Tensor]", state)))
     wanted = module.state_dict()
+    if vision_only:
+        found, wanted = ({key: each[key] for key in each if part_of_vision(key)} for each in (found, wanted))
     missing = sorted(set(wanted) - set(found) - {"logit_bias"})
     shapes = [
         f"{key} {list(found[key].shape)} instead of {list(value.shape)}"
         for key, value in wanted.items()
         if key in found and value.numel() > 1 and found[key].shape != value.shape
     ]
-    extra = sorted(set(found) - set(wanted) - {"attn_mask"})
+    extra = sorted(set(found) - set(wanted) - _NO_WEIGHTS)
     problems = [
         f"{len(names)} tensors {what} ({_some(names)})"
         for what, names in (("missing", missing), ("of another shape", shapes), ("unknown to it", extra))
@@ -120,6 +149,7 @@ def _check_tensors(module: nn.Module, state: object, checkpoint: Path, name: str
     if problems:
         message = f"the checkpoint {checkpoint} is of another architecture than {name}: {'; '.join(problems)}"
         raise ModelError(message)
+    return cast("dict[str, torch.Tensor]", found)
 
 
 def _some(names: list[str]) -> str:

@@ -43,6 +43,8 @@ _PATH = click.Path(path_type=Path)
 @click.option("--pretrained", metavar="TAG", help="open_clip's tag of the weights; downloads them.")
 @click.option("--checkpoint", type=_PATH, metavar="FILE", help="A .safetensors file, or a torch file of tensors only.")
 @click.option("--random-init", type=int, metavar="SEED", help="Random weights, to measure without a checkpoint.")
+@click.option("--tokenizer", type=_PATH, metavar="DIR", help="A Hugging Face tokenizer's files, where it is one.")
+@click.option("--text-model", type=_PATH, metavar="DIR", help="A Hugging Face text model's config.json, likewise.")
 @click.option("--input", type=click.Choice(INPUTS), help="What is classified: pictures (default) or point clouds.")
 @click.option("--points", type=int, help="Points of a cloud that the graph takes (default 1024).")
 @click.option("--views", type=click.Choice(list(map(str, VIEW_COUNTS))), help="Depth maps of a cloud (default 6).")
@@ -119,6 +121,8 @@ def export_command(config_file: Path | None, **flags: Any) -> None:
     for warning in caught:
         if issubclass(warning.category, CalipsoWarning):
             click.echo(f"warning: {warning.message}", err=True)
+    if "text_tower" in manifest.model["weights"]:
+        console.print("the text tower was not loaded: its features come from a file")
     if manifest.model["weights"]["source"] == "random":
         console.print("the weights are random: this bundle measures, it does not classify", style="red")
     console.print(f"wrote {config.output}", soft_wrap=True)
@@ -132,6 +136,8 @@ def export_command(config_file: Path | None, **flags: Any) -> None:
 @click.option(
     "--text-weights", type=_PATH, metavar="FILE", help="The text features, where the bundle has such a file's."
 )
+@click.option("--tokenizer", type=_PATH, metavar="DIR", help="A Hugging Face tokenizer's files, where it is one.")
+@click.option("--text-model", type=_PATH, metavar="DIR", help="A Hugging Face text model's config.json, likewise.")
 @click.option("--backend", default="auto", show_default=True, help="Engine to verify.")
 @click.option("--json", "as_json", is_flag=True, help="Print the measurements as JSON.")
 def verify_command(bundle: Path, as_json: bool, **flags: Any) -> None:  # noqa: FBT001

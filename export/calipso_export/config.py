@@ -30,7 +30,18 @@ NO_CALIP = (
 )
 # What may be overridden of open_clip's `preprocess_cfg`; the size is the model's own.
 _PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
-PATHS = ("checkpoint", "text_weights", "shots", "cache_file", "verify_data", "calib_data", "feature_cache", "output")
+PATHS = (
+    "checkpoint",
+    "tokenizer",
+    "text_model",
+    "text_weights",
+    "shots",
+    "cache_file",
+    "verify_data",
+    "calib_data",
+    "feature_cache",
+    "output",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +55,8 @@ class ExportConfig:
         pretrained: an open_clip pretrained tag; downloads the weights. One of these three is needed:
         checkpoint: a `.safetensors` file, or a `torch.save` file that loads with `weights_only=True`.
         random_init: seed of random weights, to measure without a checkpoint.
+        tokenizer: a folder with the files of a Hugging Face tokenizer, for models that take theirs from the hub.
+        text_model: a folder with the `config.json` of a Hugging Face text model, for models whose text tower is one.
         input: what the graph takes: "image", or "points": point clouds, projected into depth maps inside the graph.
         points: how many points of a cloud the graph takes, where it takes points.
         views: how many depth maps are made of a cloud, 6 or 10.
@@ -98,6 +111,8 @@ class ExportConfig:
     pretrained: str | None = None
     checkpoint: Path | None = None
     random_init: int | None = None
+    tokenizer: Path | None = None
+    text_model: Path | None = None
     input: str = "image"
     points: int = 1024
     views: int = 6

@@ -3,21 +3,23 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import hashlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from calipso_export.checkpoints import activation_message, check_activation, first_line, load_checkpoint
+from calipso_export.checkpoints import activation_message, check_activation, load_checkpoint, part_of_vision
 from calipso_export.clip import open_clip
 from calipso_export.config import ExportConfig
 from calipso_export.files import read_structured
 from calipso_export.front_ends import FrontEnd, front_end
+from calipso_export.hf_text import TextPlan, load_tokenizer, plan_text
 from calipso_export.towers import Tower, tower_class
 from calipso_runtime.bundle import Preprocess
 from calipso_runtime.errors import BundleSchemaError, ModelError, UsageError
@@ -37,20 +39,21 @@ class LoadedModel:
         name: the model's name in open_clip.
         module: in eval mode, float32, without gradients.
         tower: the class that restates its vision tower.
-        tokenizer: texts -> int64 [N,context_length].
+        load_tokenizer: gives open_clip's tokenizer, loaded once.
         preprocess: how its pictures are prepared.
         front_end: what stands before the tower: the graph's input, and how it becomes images.
         transform: open_clip's own evaluation transform: PIL image -> float32 [3,H,W].
         scale: exp(logit_scale).
         bias: logit bias, 0 where the model has none.
-        weights: where the weights came from, for the manifest; with the sha256 of the loaded tensors.
+        weights: where the weights came from, for the manifest; with the sha256 of the loaded tensors, and
+            `text_tower` where they are not those of a text tower.
         architecture: open_clip's configuration of it.
     """
 
     name: str
     module: nn.Module
     tower: type[Tower]
-    tokenizer: Any
+    load_tokenizer: Callable[[], Any]
     preprocess: Preprocess
     front_end: FrontEnd
     transform: Any
@@ -63,6 +66,15 @@ class LoadedModel:
     def quick_gelu(self) -> bool:
         """Whether the model uses QuickGELU."""
         return bool(self.architecture.get("quick_gelu", False))
+
+    @property
+    def tokenizer(self) -> Any:
+        """open_clip's own: texts -> int64 [N,context_length].
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        return self.load_tokenizer()
 
     @property
     def visual(self) -> nn.Module:
@@ -80,20 +92,29 @@ def load_model(config: ExportConfig) -> LoadedModel:
     name = _registered_name(config.model)
     architecture = open_clip.get_model_config(name)
     quick_gelu = bool(architecture.get("quick_gelu", False))
+    if config.pretrained is not None:
+        _check_tag(name, config.pretrained, quick_gelu=quick_gelu)
+    with _quiet():
+        text = plan_text(config, name, architecture)
+    tokenizer = functools.cache(functools.partial(_tokenizer, config, name, architecture, text.rows))
+    if config.text_weights is None:
+        # Now rather than after a long download.
+        tokenizer()
     with _quiet():
         if config.pretrained is not None:
-            module = _pretrained(name, config, quick_gelu=quick_gelu)
+            module = _pretrained(name, config, text)
             weights: dict[str, Any] = {"source": "pretrained", "tag": config.pretrained}
         elif config.checkpoint is not None:
             check_activation(config.checkpoint, name, quick_gelu=quick_gelu)
-            module = _create(name, config)
-            load_checkpoint(module, config.checkpoint, name)
+            module = _create(name, config, text)
+            load_checkpoint(module, config.checkpoint, name, vision_only=text.left_out)
             weights = {"source": "checkpoint", "file": config.checkpoint.name}
         else:
-            module = _random(name, config)
+            module = _random(name, config, text)
             weights = {"source": "random", "seed": config.random_init}
         tower = tower_class(module.visual)
-        tokenizer = _tokenizer(name)
+    if text.left_out:
+        weights["text_tower"] = "not loaded"
     module = module.eval().requires_grad_(requires_grad=False)
     settings = module.visual.preprocess_cfg
     preprocess = _preprocess(settings)
@@ -102,21 +123,26 @@ def load_model(config: ExportConfig) -> LoadedModel:
         name=name,
         module=module,
         tower=tower,
-        tokenizer=tokenizer,
+        load_tokenizer=tokenizer,
         preprocess=preprocess,
         front_end=front_end(config, preprocess, transform),
         transform=transform,
         scale=float(module.logit_scale.exp()),
         bias=0.0 if module.logit_bias is None else float(module.logit_bias),
-        weights={**weights, "sha256": weights_sha256(module)},
+        weights={**weights, "sha256": weights_sha256(module, vision_only=text.left_out)},
         architecture=architecture,
     )
 
 
-def weights_sha256(module: nn.Module) -> str:
-    """Hash of all tensors by name: the same for the same weights, whatever file they came from."""
+def weights_sha256(module: nn.Module, *, vision_only: bool = False) -> str:
+    """Hash of the tensors by name, the text tower's only where it was loaded.
+
+    The same for the same weights, whatever file they came from.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        if vision_only and not part_of_vision(name):
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
@@ -157,7 +183,7 @@ def _check_configuration(path: Path) -> None:
         raise ModelError(message)
 
 
-def _create(name: str, config: ExportConfig, *, pretrained: str | None = None) -> Any:
+def _create(name: str, config: ExportConfig, text: TextPlan, *, pretrained: str | None = None) -> Any:
     try:
         return open_clip.create_model(
             name,
@@ -166,6 +192,7 @@ def _create(name: str, config: ExportConfig, *, pretrained: str | None = None) -
             pretrained_text=False,
             force_preprocess_cfg=dict(config.preprocess),
             weights_only=True,
+            **({} if text.settings is None else {"text_cfg": text.settings}),
         )
     except (RuntimeError, OSError) as error:
         # A failed download, though huggingface_hub's is a ValueError too.
@@ -178,8 +205,7 @@ def _create(name: str, config: ExportConfig, *, pretrained: str | None = None) -
         raise ModelError(message) from error
 
 
-def _pretrained(name: str, config: ExportConfig, *, quick_gelu: bool) -> Any:
-    tag = config.pretrained
+def _check_tag(name: str, tag: str, *, quick_gelu: bool) -> None:
     settings = open_clip.get_pretrained_cfg(name, tag)
     if not settings:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
@@ -188,8 +214,12 @@ def _pretrained(name: str, config: ExportConfig, *, quick_gelu: bool) -> Any:
     # A tag that says nothing of it was trained with its model's own configuration (roberta-ViT-B-32).
     if bool(settings.get("quick_gelu", quick_gelu)) != quick_gelu:
         raise ModelError(activation_message(name, f"the tag {tag!r}", model=quick_gelu))
+
+
+def _pretrained(name: str, config: ExportConfig, text: TextPlan) -> Any:
+    tag = config.pretrained
     try:
-        return _create(name, config, pretrained=tag)
+        return _create(name, config, text, pretrained=tag)
     except (RuntimeError, OSError) as error:
         message = (
             f"the weights {tag!r} of {name} could not be downloaded: {error}. Without a network, download them "
@@ -198,9 +228,9 @@ def _pretrained(name: str, config: ExportConfig, *, quick_gelu: bool) -> Any:
         raise ModelError(message) from error
 
 
-def _random(name: str, config: ExportConfig) -> Any:
+def _random(name: str, config: ExportConfig, text: TextPlan) -> Any:
     torch.manual_seed(config.random_init or 0)
-    module = _create(name, config)
+    module = _create(name, config, text)
     # open_clip starts the last batch norm of every residual branch at 0, which switches the branch
     # off: whatever is measured on such a network says nothing about it.
     for part in module.modules():
@@ -212,12 +242,9 @@ def _random(name: str, config: ExportConfig) -> Any:
     return module
 
 
-def _tokenizer(name: str) -> Any:
-    try:
-        return open_clip.get_tokenizer(name)
-    except (ImportError, OSError, *_CONFIGURATION_ERRORS) as error:
-        message = f"the tokenizer of {name} cannot be loaded: {first_line(error)}"
-        raise ModelError(message) from error
+def _tokenizer(config: ExportConfig, name: str, architecture: dict[str, Any], rows: int | None) -> Any:
+    with _quiet():
+        return load_tokenizer(config, name, architecture, rows=rows)
 
 
 def _preprocess(settings: dict[str, Any]) -> Preprocess:

@@ -62,6 +62,8 @@ def rebuild(
     model: str | None,
     progress: Progress,
     text_weights: Path | None = None,
+    tokenizer: Path | None = None,
+    text_model: Path | None = None,
     encode_text: bool = True,
 ) -> Rebuilt:
     """Load the model that a bundle was made from, and its heads.
@@ -73,6 +75,8 @@ def rebuild(
         model: the model's configuration file, needed where the bundle was exported from one.
         progress: told about long work.
         text_weights: the file that the text features came from, where they came from one.
+        tokenizer: folder of a Hugging Face tokenizer, where the bundle was exported with one.
+        text_model: folder of a Hugging Face text model, likewise.
         encode_text: encode the prompts anew; otherwise the text features are read back from the graph,
             which is enough to time them, and proves nothing about them.
 
@@ -80,7 +84,7 @@ def rebuild(
         ModelError: the weights given are not those that the bundle was made from.
         CalipsoError: whatever loading the model raises.
     """
-    config = _config(manifest, bundle, checkpoint, model)
+    config = _config(manifest, bundle, checkpoint, model, tokenizer=tokenizer, text_model=text_model)
     loaded = load_model(config)
     if loaded.weights["sha256"] != manifest.model["weights"]["sha256"]:
         message = (
@@ -106,7 +110,9 @@ def rebuild(
     return Rebuilt(config=config, model=loaded, prompts=prompts, heads=heads, given=given)
 
 
-def _config(manifest: Manifest, bundle: Path, checkpoint: Path | None, model: str | None) -> ExportConfig:
+def _config(
+    manifest: Manifest, bundle: Path, checkpoint: Path | None, model: str | None, **folders: Any
+) -> ExportConfig:
     weights = manifest.model["weights"]
     source: dict[str, Any] = {}
     if checkpoint is not None:
@@ -131,6 +137,8 @@ def _config(manifest: Manifest, bundle: Path, checkpoint: Path | None, model: st
         head_mode=manifest.head["kind"],
         outputs=tuple(manifest.graph["outputs"]),
         preprocess={name: value for name, value in preprocess.items() if name != "size"},
+        text_weights=Path(manifest.prompts["source"]) if "text_weights" in manifest.prompts else None,
+        **folders,
         **_input(manifest),
         **source,
     )

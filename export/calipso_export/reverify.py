@@ -26,6 +26,8 @@ def reverify(
     checkpoint: Path | None,
     model: str | None,
     text_weights: Path | None = None,
+    tokenizer: Path | None = None,
+    text_model: Path | None = None,
     backend: str,
     progress: Progress,
 ) -> Parity:
@@ -37,6 +39,8 @@ def reverify(
         checkpoint: the weights, needed where the bundle was exported from a file.
         model: the model's configuration file, needed where the bundle was exported from one.
         text_weights: the file that the text features came from; where it is not given, those of the graph are taken.
+        tokenizer: folder of a Hugging Face tokenizer, where the bundle was exported with one.
+        text_model: folder of a Hugging Face text model, likewise.
         backend: the engine to verify.
         progress: told about long work.
 
@@ -47,7 +51,14 @@ def reverify(
     with load(bundle, backend=backend, keep_optimised=False, taught=False) as classifier:
         manifest = classifier.manifest
         rebuilt = rebuild(
-            bundle, manifest, checkpoint=checkpoint, model=model, text_weights=text_weights, progress=progress
+            bundle,
+            manifest,
+            checkpoint=checkpoint,
+            model=model,
+            text_weights=text_weights,
+            tokenizer=tokenizer,
+            text_model=text_model,
+            progress=progress,
         )
         pictures = Pictures(pictures=(), source="none: edge cases only")
         if data is not None:

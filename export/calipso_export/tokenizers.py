@@ -139,6 +139,8 @@ def _hf_tokenizer(tokenizer: Any) -> tuple[str, dict[str, Any]]:
             "one, and give its folder with --tokenizer DIR"
         )
         raise ModelError(message)
+    # Some set themselves up when they are called: NLLB's goes back to the language that its folder names.
+    inner("")
     clips = getattr(tokenizer, "tokenizer_mode", "") == CLIPS
     settings = {
         "kind": CLIPS if clips else HF,
@@ -154,7 +156,7 @@ def _hf_tokenizer(tokenizer: Any) -> tuple[str, dict[str, Any]]:
         settings |= {"pad_side": "right", "cut_side": "right"}
     elif getattr(tokenizer, "strip_sep_token", False):
         settings["zeroed"] = _special(inner, "sep")
-    # Whatever an earlier call has left: the runtime sets both.
+    # Whatever a call has left: the runtime sets both.
     document = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")), settings
 
