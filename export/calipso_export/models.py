@@ -82,8 +82,13 @@ class LoadedModel:
         return cast("nn.Module", self.module.visual)
 
 
-def load_model(config: ExportConfig) -> LoadedModel:
+def load_model(config: ExportConfig, *, encodes_text: bool = True) -> LoadedModel:
     """Build the model that a configuration names, and load its weights.
+
+    Args:
+        config: the configuration.
+        encodes_text: whether prompts will be encoded, unless text features come from a file: then the tokenizer has to
+            be at hand.
 
     Raises:
         ModelError: unknown model or tag, no network, a checkpoint that is missing, truncated, of another
@@ -97,7 +102,7 @@ def load_model(config: ExportConfig) -> LoadedModel:
     with _quiet():
         text = plan_text(config, name, architecture)
     tokenizer = functools.cache(functools.partial(_tokenizer, config, name, architecture, text.rows))
-    if config.text_weights is None:
+    if encodes_text and config.text_weights is None:
         # Now rather than after a long download.
         tokenizer()
     with _quiet():

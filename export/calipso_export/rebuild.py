@@ -85,7 +85,7 @@ def rebuild(
         CalipsoError: whatever loading the model raises.
     """
     config = _config(manifest, bundle, checkpoint, model, tokenizer=tokenizer, text_model=text_model)
-    loaded = load_model(config)
+    loaded = load_model(config, encodes_text=encode_text and text_weights is None)
     if loaded.weights["sha256"] != manifest.model["weights"]["sha256"]:
         message = (
             f"these weights are not those that {bundle} was made from: sha256 {loaded.weights['sha256'][:12]}... "

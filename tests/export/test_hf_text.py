@@ -24,6 +24,8 @@ from calipso_runtime.tokenizer import Tokenizer
 
 pytest.importorskip("transformers", reason="text models of Hugging Face")
 
+from transformers import AutoTokenizer
+
 from hf_samples import TOKENIZERS, bert, many_languages, roberta, text_model, unigram
 
 TEXTS = [
@@ -83,6 +85,15 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Tokenizer]:
     folder = tmp_path_factory.mktemp("local")
     theirs = open_clip.tokenizer.HFTokenizer(str(unigram(folder / "hf")), clean="canonicalize", context_length=64)
     return theirs, exported(theirs, folder)
+
+
+def test_the_class_that_siglip_models_were_imported_with_is_known(tmp_path: Path) -> None:
+    # Without what it does first: download a vocabulary.
+    theirs = object.__new__(open_clip.tokenizer.SigLipTokenizer)
+    theirs.tokenizer = AutoTokenizer.from_pretrained(unigram(tmp_path / "hf"))
+    theirs.context_length = 64
+
+    assert_equal(theirs, exported(theirs, tmp_path), TEXTS)
 
 
 def test_separators_are_replaced_by_0_where_open_clip_does(tmp_path: Path) -> None:
@@ -178,8 +189,18 @@ def test_no_tokenizer_is_needed_where_text_features_are_given(tmp_path: Path) ->
 
     model = load(path, text_weights=Path("features.npz"))
 
+    assert model.module.text_projection is not None
     with pytest.raises(ModelError, match="the tokenizer of tiny-siglip-like cannot be loaded"):
         _ = model.tokenizer
+
+
+def test_no_tokenizer_is_needed_where_no_prompt_is_encoded(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "tiny-silent.json", {**VIT, "text_cfg": {**TEXT, "hf_tokenizer_name": "no/such"}})
+    config = ExportConfig(model=str(path), classes=CLASSES, output=Path("unused"), random_init=0)
+
+    assert load_model(config, encodes_text=False).name == "tiny-silent"
+    with pytest.raises(ModelError, match="the tokenizer of tiny-silent cannot be loaded"):
+        load_model(config)
 
 
 @pytest.mark.parametrize(
