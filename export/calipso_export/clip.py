@@ -1,4 +1,4 @@
-"""open_clip and torchvision's transforms, imported in one place, after what lets them import beside any torch.
+"""open_clip, timm and torchvision's transforms, imported in one place, after what lets them import beside any torch.
 
 open_clip imports transformers wherever that is installed, which takes as long as open_clip itself, and which only text
 towers of Hugging Face need: those ask for it with `with_transformers`.
@@ -32,9 +32,10 @@ ensure_torchvision_imports()
 
 with _without_transformers():
     import open_clip
-from torchvision import transforms  # noqa: E402  torchvision's schemas first
+import timm  # noqa: E402  torchvision's schemas first
+from torchvision import transforms  # noqa: E402
 
-__all__ = ["open_clip", "transforms", "with_transformers"]
+__all__ = ["open_clip", "timm", "transforms", "with_transformers"]
 
 
 def with_transformers(what: str) -> Any:

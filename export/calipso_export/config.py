@@ -66,7 +66,7 @@ class ExportConfig:
         text_weights: a `.npz` or `.safetensors` with text features of the classes, instead of templates.
         shots: a folder `shots/<class>/*` of example photos.
         cache_file: a `.npz` with ready `keys` float [M,D] and `labels` int [M], instead of `shots`.
-        calip: whether CALIP may be used.
+        calip: whether CALIP may be used: True asks for it by name, None takes it where the model has it.
         calip_fs: whether linear layers in CALIP's attention are learned on the shots, and used where they pay.
         cache: whether a few-shot head may be used: Tip-Adapter's cache, or another one.
         head: which few-shot head, a name out of `heads.FEW_SHOT`, or "auto": the best of them by
@@ -122,7 +122,7 @@ class ExportConfig:
     text_weights: Path | None = None
     shots: Path | None = None
     cache_file: Path | None = None
-    calip: bool = True
+    calip: bool | None = None
     calip_fs: bool = False
     cache: bool = True
     head: str = DEFAULT
@@ -175,7 +175,7 @@ class ExportConfig:
     @property
     def uses_calip(self) -> bool:
         """Whether CALIP may be used."""
-        return self.calip and self.head_mode == BAKED
+        return self.calip is not False and self.head_mode == BAKED
 
     @property
     def weights_of_views(self) -> tuple[float, ...] | None:
@@ -272,7 +272,7 @@ class ExportConfig:
             (not self.cache and self.alpha is not None, "alpha and beta are given, but the cache is switched off"),
             (not self.cache and self.cache_file is not None, "cache_file is given, but the cache is switched off"),
             (
-                not self.calip and self.b2 is not None,
+                self.calip is False and self.b2 is not None,
                 "b2 and b3 are given, but CALIP is switched off",
             ),
         )
@@ -285,7 +285,7 @@ class ExportConfig:
             return
         contradictions = (
             (self.head_mode != BAKED, NO_CALIP),
-            (not self.calip, "calip_fs learns layers of CALIP, which is switched off: leave out --no-calip"),
+            (self.calip is False, "calip_fs learns layers of CALIP, which is switched off: leave out --no-calip"),
             (self.b2 == 0 and self.b3 == 0, "calip_fs learns layers of CALIP, and b2 and b3 are 0: leave them out"),
             (self.shots is None, "calip_fs learns layers on photos, and there are none to learn on: give --shots DIR"),
             (

@@ -76,11 +76,9 @@ def _key(model: LoadedModel, photo: Photo, *, epochs: int, seed: int) -> torch.T
     """The key [D] of an example, through open_clip's own forward."""
     front_end = model.front_end
     if front_end.is_augmented and epochs:
-        return cast(
-            "torch.Tensor", model.visual(views_of(photo, augmentation(model), epochs=epochs, seed=seed)).mean(0)
-        )
+        return model.encode_image(views_of(photo, augmentation(model), epochs=epochs, seed=seed)).mean(0)
     images = front_end.eager_images(front_end.eager_input(photo.path)[None])
-    return front_end.eager_feature(model.visual(images))[0]
+    return front_end.eager_feature(model.encode_image(images))[0]
 
 
 def _spread(count: int) -> list[int]:

@@ -21,12 +21,15 @@ from calipso_export.files import read_structured
 from calipso_export.front_ends import FrontEnd, front_end
 from calipso_export.hf_text import TextPlan, load_tokenizer, plan_text
 from calipso_export.towers import Tower, tower_class
+from calipso_export.towers.base import own_feature
 from calipso_runtime.bundle import Preprocess
 from calipso_runtime.errors import BundleSchemaError, ModelError, UsageError
 
 # A user's configuration must not replace a built-in one, nor another user's, for the rest of the process.
 _BUILT_IN = frozenset(open_clip.list_models())
 _REGISTERED: dict[str, Path] = {}
+# Of random layers: large enough that every branch counts, small enough that 70 of them do not drown the first.
+_LAYER_SCALES = (0.1, 0.3)
 # What open_clip raises, without checks of its own, where a configuration has a wrong name or value.
 _CONFIGURATION_ERRORS = (TypeError, ValueError, AttributeError, AssertionError, ArithmeticError, LookupError)
 
@@ -81,6 +84,27 @@ class LoadedModel:
         """The vision tower, open_clip's own module."""
         return cast("nn.Module", self.module.visual)
 
+    @property
+    def why_no_tokens(self) -> str | None:
+        """Why the tower has no spatial tokens in the joint space, and CALIP is not defined; None where it has."""
+        return self.tower.why_no_tokens(self.visual)
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        """open_clip's own global features [B,D] of images [B,3,H,W], not normalised."""
+        return own_feature(self.visual, images)
+
+    def tokens(self, images: torch.Tensor) -> torch.Tensor:
+        """The spatial tokens [B,P,D] through open_clip's own modules, not normalised.
+
+        Raises:
+            ModelError: there are none, and why.
+        """
+        _, tokens = self.tower.reference(self.visual, images)
+        if tokens is None:
+            message = f"{self.name} has no spatial tokens: {self.why_no_tokens}"
+            raise ModelError(message)
+        return tokens
+
 
 def load_model(config: ExportConfig, *, encodes_text: bool = True) -> LoadedModel:
     """Build the model that a configuration names, and load its weights.
@@ -118,6 +142,7 @@ def load_model(config: ExportConfig, *, encodes_text: bool = True) -> LoadedMode
             module = _random(name, config, text)
             weights = {"source": "random", "seed": config.random_init}
         tower = tower_class(module.visual)
+        _check_tokens(config, name, tower.why_no_tokens(module.visual))
     if text.left_out:
         weights["text_tower"] = "not loaded"
     module = module.eval().requires_grad_(requires_grad=False)
@@ -137,6 +162,23 @@ def load_model(config: ExportConfig, *, encodes_text: bool = True) -> LoadedMode
         weights={**weights, "sha256": weights_sha256(module, vision_only=text.left_out)},
         architecture=architecture,
     )
+
+
+def _check_tokens(config: ExportConfig, name: str, reason: str | None) -> None:
+    """Refuse what needs spatial tokens where the tower has none, if it was asked for by name."""
+    asked = {
+        "--calip": config.calip is True,
+        "--calip-fs": config.calip_fs,
+        "--b2 and --b3": config.b2 is not None,
+        "--outputs tokens": "tokens" in config.outputs,
+    }
+    given = [option for option, is_given in asked.items() if is_given]
+    if reason is not None and given:
+        message = (
+            f"{' and '.join(given)} cannot be had of {name}: its spatial tokens do not reach the joint space, so that "
+            f"CALIP is not defined: {reason}. Leave it out, and the rest is exported"
+        )
+        raise ModelError(message)
 
 
 def weights_sha256(module: nn.Module, *, vision_only: bool = False) -> str:
@@ -236,15 +278,26 @@ def _pretrained(name: str, config: ExportConfig, text: TextPlan) -> Any:
 def _random(name: str, config: ExportConfig, text: TextPlan) -> Any:
     torch.manual_seed(config.random_init or 0)
     module = _create(name, config, text)
-    # open_clip starts the last batch norm of every residual branch at 0, which switches the branch
-    # off: whatever is measured on such a network says nothing about it.
+    enliven(module)
+    return module
+
+
+def enliven(module: nn.Module) -> None:
+    """Let every residual branch of a freshly initialised network take part.
+
+    open_clip starts the last batch norm of every branch at 0, and timm the scale of every layer near 0, which
+    switches the branch off: whatever is measured on such a network says nothing about it.
+    """
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
             nn.init.uniform_(part.weight, 0.5, 1.5)
             nn.init.normal_(part.bias, std=0.1)
             nn.init.normal_(cast("torch.Tensor", part.running_mean), std=0.1)
             nn.init.uniform_(cast("torch.Tensor", part.running_var), 0.5, 1.5)
-    return module
+    for name, parameter in module.named_parameters():
+        # As they are called in open_clip and in timm.
+        if name.rpartition(".")[2] in ("gamma", "gamma_1", "gamma_2"):
+            nn.init.uniform_(parameter, *_LAYER_SCALES)
 
 
 def _tokenizer(config: ExportConfig, name: str, architecture: dict[str, Any], rows: int | None) -> Any:

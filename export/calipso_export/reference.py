@@ -60,12 +60,12 @@ class EagerClassifier:
         """
         model, heads = self.model, self.heads
         image = model.front_end.eager_images(image)
-        embedding = functional.normalize(model.front_end.eager_feature(model.visual(image)), dim=-1)
+        embedding = functional.normalize(model.front_end.eager_feature(model.encode_image(image)), dim=-1)
         answers = {"embedding": embedding}
         logits = zero_shot.reference(embedding, heads.text, scale=model.scale, bias=model.bias)
         if self._with_tokens:
             # open_clip has no forward that gives them in the joint space: the tower's reference does.
-            tokens = functional.normalize(model.tower.reference(model.visual, image)[1], dim=-1)
+            tokens = functional.normalize(model.tokens(image), dim=-1)
             tokens = tokens.reshape(len(embedding), -1, tokens.shape[-1])
             answers["tokens"] = tokens
             if heads.calip is not None:

@@ -24,9 +24,8 @@ from calipso_runtime.tokenizer import Tokenizer
 
 pytest.importorskip("transformers", reason="text models of Hugging Face")
 
-from transformers import AutoTokenizer
-
 from hf_samples import TOKENIZERS, bert, many_languages, roberta, text_model, unigram
+from transformers import AutoTokenizer
 
 TEXTS = [
     "",

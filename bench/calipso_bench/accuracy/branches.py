@@ -42,14 +42,11 @@ class Branches:
         """Each branch's logits, float32 [N,K], of pictures that can be decoded."""
         model, heads = self._model, self._heads
         image = torch.stack([self._transformed(path) for path in paths])
-        if heads.calip is None:
-            embedding = functional.normalize(model.visual(image), dim=-1)
-        else:
-            pooled, spatial = model.tower.reference(model.visual, image)
-            embedding, tokens = functional.normalize(pooled, dim=-1), functional.normalize(spatial, dim=-1)
+        embedding = functional.normalize(model.encode_image(image), dim=-1)
         plain = zero_shot.reference(embedding, heads.text, scale=model.scale, bias=model.bias)
         found = {ZERO_SHOT: plain}
         if heads.calip is not None:
+            tokens = functional.normalize(model.tokens(image), dim=-1)
             attended = calip.reference(
                 embedding, tokens, heads.text, heads.calip, scale=model.scale, centred=heads.centred
             )

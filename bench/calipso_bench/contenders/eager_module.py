@@ -17,6 +17,7 @@ from calipso_export.heads import calip, few_shot_class, zero_shot
 from calipso_export.heads.few_shot import FewShotHead
 from calipso_export.reference import HeadTensors
 from calipso_export.towers import Tower, tower_class
+from calipso_export.towers.base import own_feature
 
 if TYPE_CHECKING:
     # It imports onnx, which a process that only runs the model does not need.
@@ -46,7 +47,7 @@ class EagerModule(nn.Module):
         if self.calip_parameters is not None:
             pooled, tokens = self.tower.reference(self.visual, image)
         else:
-            pooled = self.visual(image)
+            pooled = own_feature(self.visual, image)
         embedding = functional.normalize(pooled, dim=-1)
         text = cast("torch.Tensor", self.text)
         logits = zero_shot.reference(embedding, text, scale=self.scale, bias=self.bias)
@@ -69,7 +70,7 @@ class Encoder(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Encode normalised images."""
-        return functional.normalize(self.visual(image), dim=-1)
+        return functional.normalize(own_feature(self.visual, image), dim=-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,14 @@ from calipso_export.forms.matching import (
     nodes_of,
     only_consumer,
     replace_by,
+    reshape,
     static_shape,
     use_ort_domain,
 )
 
 _HEADS_FIRST = (0, 2, 1, 3)
 _KEYS_TURNED = (0, 2, 3, 1)
-_RANK_WITH_HEADS = 4
+_RANK, _RANK_WITH_HEADS = 3, 4
 
 
 def fuse_attention(graph: ir.Graph) -> int:
@@ -41,11 +42,15 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
         return False
     if not is_permutation(turned, *_HEADS_FIRST) or merged.op_type != "Reshape":
         return False
-    heads = _heads(scores.inputs[0])
-    if heads is None or len(static_shape(merged.outputs[0]) or ()) != len(static_shape(query) or ()):
+    heads, shape = _heads(scores.inputs[0]), static_shape(merged.outputs[0])
+    if heads is None or shape is None or len(shape) != _RANK or _pictures(query) != _pictures(key):
         return False
-    fused = ir.node("MultiHeadAttention", [query, key, value], {"num_heads": heads, "scale": 1.0}, domain=ORT_DOMAIN)
-    replace_by(graph, merged.outputs[0], [fused])
+    merging = [_merging(graph, each) for each in (query, key, value)]
+    inputs = [
+        each if node is None else node.outputs[0] for each, node in zip((query, key, value), merging, strict=True)
+    ]
+    fused = ir.node("MultiHeadAttention", inputs, {"num_heads": heads, "scale": 1.0}, domain=ORT_DOMAIN)
+    replace_by(graph, merged.outputs[0], [*filter(None, merging), fused])
     use_ort_domain(graph)
     return True
 
@@ -57,6 +62,20 @@ def _before_heads(value: ir.Value | None, permutation: tuple[int, ...]) -> ir.Va
         made_by(turned.inputs[0], "Reshape") if turned is not None and is_permutation(turned, *permutation) else None
     )
     return None if split is None else split.inputs[0]
+
+
+def _pictures(value: ir.Value) -> int | None:
+    """Static where all pictures ask the same: the operator wants queries of each."""
+    return (static_shape(value) or (None,))[0]
+
+
+def _merging(graph: ir.Graph, value: ir.Value) -> ir.Node | None:
+    """[B,L,H,E] -> [B,L,W], where heads were apart already, as they are where positions turn them."""
+    shape = static_shape(value) or ()
+    if len(shape) != _RANK_WITH_HEADS:
+        return None
+    _, length, heads, size = shape
+    return reshape(graph, value, -1, length or -1, (heads or 1) * (size or 1))
 
 
 def _heads(value: ir.Value | None) -> int | None:

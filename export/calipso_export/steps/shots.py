@@ -31,16 +31,16 @@ class EncodeShots:
     def run(self, made: Made, progress: Progress) -> None:
         """See `Step.run`."""
         config, text = made[ExportConfig], made[TextFeatures].values
-        photos = made[Photos].photos
+        model, photos = made[LoadedModel], made[Photos].photos
         if not photos:
             made.add(_ready_keys(config, text) if config.cache_file and config.cache else _no_features(text))
             return
         with FeatureStore(config.feature_cache or cache_folder()) as store:
             features = encode_photos(
-                made[LoadedModel],
+                model,
                 photos,
                 text,
-                with_calip=config.uses_calip,
+                with_calip=config.uses_calip and model.why_no_tokens is None,
                 with_tokens=config.calip_fs,
                 with_keys=config.cache and config.epochs > 0,
                 with_views=config.cache and any(few_shot_class(name).with_views for name in candidates(config.head)),

@@ -73,7 +73,7 @@ class Tune:
         if fit is not None:
             made.add(fit)
         held_out = None if fit is None else fit.held_out
-        calip, layers = tuning.calip(held_out), None
+        calip, layers = tuning.calip(held_out, model.why_no_tokens), None
         if config.calip_fs and (learned := tuning.calip_fs(held_out, tokens)) is not None:
             calip, layers = tuning.weights, learned.layers
             shots = dataclasses.replace(shots, photos=dataclasses.replace(features, calip=learned.held_out))
@@ -164,9 +164,12 @@ class _Tuning:
             document if is_tip_adapter else _left_out(f"another head: {name}")
         )
 
-    def calip(self, few_shot: Added | None) -> CalipParameters | None:
+    def calip(self, few_shot: Added | None, why_no_tokens: str | None) -> CalipParameters | None:
         """CALIP's parameters, with that head in place."""
         config, features = self.config, self.features
+        if why_no_tokens is not None:
+            self.record.document["calip"] = _left_out(f"not defined for this model: {why_no_tokens}")
+            return None
         if not config.uses_calip:
             self.record.document["calip"] = _left_out(_OFF if config.head_mode == BAKED else NO_CALIP)
             return None

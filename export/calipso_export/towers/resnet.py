@@ -33,7 +33,7 @@ class ResNetTower(Tower):
         return pooled[:, 0], pooled[:, 1:] if self.with_tokens else None
 
     @classmethod
-    def reference(cls, visual: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def reference(cls, visual: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """open_clip's own trunk, and torch's own multi-head attention, which its pool uses too, over all positions."""
         pool = cast("Any", visual).attnpool
         x = _pool_input(pool, _feature_map(visual, image)).transpose(0, 1)
