@@ -20,6 +20,7 @@ from calipso_export.config import ExportConfig
 from calipso_export.files import read_structured
 from calipso_export.front_ends import FrontEnd, front_end
 from calipso_export.hf_text import TextPlan, load_tokenizer, plan_text
+from calipso_export.preprocessing import settings_of, warn_of_doubt
 from calipso_export.towers import Tower, tower_class
 from calipso_export.towers.base import own_feature
 from calipso_runtime.bundle import Preprocess
@@ -44,6 +45,7 @@ class LoadedModel:
         tower: the class that restates its vision tower.
         load_tokenizer: gives open_clip's tokenizer, loaded once.
         preprocess: how its pictures are prepared.
+        preprocess_source: who says so, for the manifest.
         front_end: what stands before the tower: the graph's input, and how it becomes images.
         transform: open_clip's own evaluation transform: PIL image -> float32 [3,H,W].
         scale: exp(logit_scale).
@@ -58,6 +60,7 @@ class LoadedModel:
     tower: type[Tower]
     load_tokenizer: Callable[[], Any]
     preprocess: Preprocess
+    preprocess_source: str
     front_end: FrontEnd
     transform: Any
     scale: float
@@ -123,6 +126,7 @@ def load_model(config: ExportConfig, *, encodes_text: bool = True) -> LoadedMode
     quick_gelu = bool(architecture.get("quick_gelu", False))
     if config.pretrained is not None:
         _check_tag(name, config.pretrained, quick_gelu=quick_gelu)
+    _, preprocess_source = settings_of(name, config)
     with _quiet():
         text = plan_text(config, name, architecture)
     tokenizer = functools.cache(functools.partial(_tokenizer, config, name, architecture, text.rows))
@@ -146,6 +150,7 @@ def load_model(config: ExportConfig, *, encodes_text: bool = True) -> LoadedMode
     if text.left_out:
         weights["text_tower"] = "not loaded"
     module = module.eval().requires_grad_(requires_grad=False)
+    warn_of_doubt(module.visual, config, preprocess_source)
     settings = module.visual.preprocess_cfg
     preprocess = _preprocess(settings)
     transform = open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**settings), is_train=False)
@@ -155,6 +160,7 @@ def load_model(config: ExportConfig, *, encodes_text: bool = True) -> LoadedMode
         tower=tower,
         load_tokenizer=tokenizer,
         preprocess=preprocess,
+        preprocess_source=preprocess_source,
         front_end=front_end(config, preprocess, transform),
         transform=transform,
         scale=float(module.logit_scale.exp()),
@@ -237,7 +243,7 @@ def _create(name: str, config: ExportConfig, text: TextPlan, *, pretrained: str 
             pretrained=pretrained,
             pretrained_image=False,
             pretrained_text=False,
-            force_preprocess_cfg=dict(config.preprocess),
+            force_preprocess_cfg=settings_of(name, config)[0],
             weights_only=True,
             **({} if text.settings is None else {"text_cfg": text.settings}),
         )

@@ -46,6 +46,7 @@ def report_html(manifest: Manifest, parity: dict[str, Any], curves: dict[str, li
                 ("prompts", manifest.prompts["source"]),
                 ("input", ", ".join(f"{key}: {value}" for key, value in manifest.input.items())),
                 ("preprocessing", str(manifest.as_json()["preprocess"])),
+                ("preprocessing from", model.get("preprocess_from", "not recorded")),
                 ("precision", manifest.precision),
                 ("graph", f"opset {manifest.graph['opset']}, {manifest.graph['nodes']} nodes"),
                 ("linted for", ", ".join(manifest.graph["targets"])),

@@ -160,6 +160,7 @@ def _manifest(made: Made, graph: dict[str, Any]) -> Manifest:
             "logit_scale": model.scale,
             "logit_bias": model.bias,
             "quick_gelu": model.quick_gelu,
+            "preprocess_from": model.preprocess_source,
             "weights": model.weights,
         },
         prompts=made[Prompts].as_json(),
