@@ -30,6 +30,7 @@ from calipso_export.templates import TEMPLATE_NAMES
 from calipso_runtime.commands.progress_bars import progress_bars
 from calipso_runtime.commands.tables import plain_console, print_parity
 from calipso_runtime.errors import CalipsoError, CalipsoWarning, ParityError, UsageError
+from calipso_runtime.pixel_input import CHANNEL_ORDERS, RESIZE_FORMS
 
 if TYPE_CHECKING:
     from calipso_runtime.bundle import Manifest
@@ -46,6 +47,12 @@ _PATH = click.Path(path_type=Path)
 @click.option("--tokenizer", type=_PATH, metavar="DIR", help="A Hugging Face tokenizer's files, where it is one.")
 @click.option("--text-model", type=_PATH, metavar="DIR", help="A Hugging Face text model's config.json, likewise.")
 @click.option("--input", type=click.Choice(INPUTS), help="What is classified: pictures (default) or point clouds.")
+@click.option("--pixels", is_flag=True, default=None, help="Take pictures as decoded, and prepare them in the graph.")
+@click.option("--pixels-size", metavar="HxW", help="All of them are of this size, as a camera's (default: any).")
+@click.option("--channel-order", type=click.Choice(list(CHANNEL_ORDERS)), help="Of these pixels (default rgb).")
+@click.option(
+    "--resize-form", type=click.Choice(RESIZE_FORMS), help="op (any size, ONNX Runtime) or matmul (one size)."
+)
 @click.option("--points", type=int, help="Points of a cloud that the graph takes (default 1024).")
 @click.option("--views", type=click.Choice(list(map(str, VIEW_COUNTS))), help="Depth maps of a cloud (default 6).")
 @click.option("--view-weights", metavar="W,W,...", help="equal, search (on the shots), or a number per view.")

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import PIL
+
 from calipso_export.classes import check_classes
 from calipso_export.heads import AUTO, DEFAULT, FEW_SHOT
 from calipso_export.templates import DEFAULT_TEMPLATES
 from calipso_runtime.bundle import Preprocess
 from calipso_runtime.errors import BundleSchemaError, UsageError
 from calipso_runtime.parity import Gates
+from calipso_runtime.pixel_input import MATMUL, OP, PixelInput, passes_of
 
 OPSETS = (18, 20, 22)
 _MOST_SEED = 2**63 - 1
@@ -58,6 +61,12 @@ class ExportConfig:
         tokenizer: a folder with the files of a Hugging Face tokenizer, for models that take theirs from the hub.
         text_model: a folder with the `config.json` of a Hugging Face text model, for models whose text tower is one.
         input: what the graph takes: "image", or "points": point clouds, projected into depth maps inside the graph.
+        pixels: let the graph take pictures as decoders give them, uint8 [B,H,W,C], and prepare them itself.
+        pixels_size: "HxW", where all of them are of one size, as a camera's are; any size where None.
+        channel_order: of these pixels: "rgb", "bgr", "rgba" or "bgra".
+        resize_form: how the graph resizes them: "op", by the Resize operator, which ONNX Runtime computes as Pillow
+            does; "matmul", by products with constant matrices, for all engines and one size; "matmul" where None and
+            the size is given, else "op".
         points: how many points of a cloud the graph takes, where it takes points.
         views: how many depth maps are made of a cloud, 6 or 10.
         view_weights: "equal", "search" (on the shots), or numbers of at least 0 with commas, one per view.
@@ -114,6 +123,10 @@ class ExportConfig:
     tokenizer: Path | None = None
     text_model: Path | None = None
     input: str = "image"
+    pixels: bool = False
+    pixels_size: str | None = None
+    channel_order: str = "rgb"
+    resize_form: str | None = None
     points: int = 1024
     views: int = 6
     view_weights: str = EQUAL
@@ -171,11 +184,21 @@ class ExportConfig:
         self._check_graph()
         self._check_precision()
         self._check_points()
+        self._check_pixels()
 
     @property
     def uses_calip(self) -> bool:
         """Whether CALIP may be used."""
         return self.calip is not False and self.head_mode == BAKED
+
+    @property
+    def pixel_input(self) -> PixelInput | None:
+        """What the graph takes, where it takes raw pixels."""
+        if not self.pixels:
+            return None
+        size = _pixels_size(self.pixels_size)
+        form = self.resize_form or (OP if size is None else MATMUL)
+        return PixelInput(channels=self.channel_order, size=size, resize=form, passes=passes_of(PIL.__version__))
 
     @property
     def weights_of_views(self) -> tuple[float, ...] | None:
@@ -368,6 +391,29 @@ class ExportConfig:
             message = "view_weights are to be searched, and there are no shots to search on: give --shots DIR"
             raise UsageError(message)
 
+    def _check_pixels(self) -> None:
+        settings = {"pixels_size": None, "channel_order": "rgb", "resize_form": None}
+        given = [name for name, default in settings.items() if getattr(self, name) != default]
+        if not self.pixels:
+            if given:
+                message = f"{', '.join(given)} say how pixels are taken, and the graph takes none: give --pixels too"
+                raise UsageError(message)
+            return
+        if self.input != INPUTS[0]:
+            message = f"pixels are pictures, and input is {self.input!r}: leave one of them out"
+            raise UsageError(message)
+        try:
+            taken = self.pixel_input
+        except BundleSchemaError as error:
+            message = f"{error} (--channel-order, --resize-form, --pixels-size)"
+            raise UsageError(message) from error
+        if taken is not None and taken.resize == OP and self.target == "gpu":
+            message = (
+                "resize_form is op, which engines of GPUs do not compute as Pillow does: give --pixels-size HxW, the "
+                "size of the camera's pictures, or leave out --target gpu"
+            )
+            raise UsageError(message)
+
     def _check_view_weights(self) -> None:
         try:
             weights = self.weights_of_views
@@ -381,3 +427,15 @@ class ExportConfig:
                 "least 0 with commas, not all 0"
             )
             raise UsageError(message)
+
+
+def _pixels_size(text: str | None) -> tuple[int, int] | None:
+    """Height and width out of "480x640"."""
+    if text is None:
+        return None
+    numbers = text.lower().split("x")
+    if len(numbers) != 2 or not all(number.strip().isdecimal() and int(number) for number in numbers):  # noqa: PLR2004
+        message = f"pixels_size is {text!r}: expected height x width, such as 480x640"
+        raise UsageError(message)
+    height, width = map(int, numbers)
+    return height, width

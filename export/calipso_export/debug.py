@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from calipso_export.defaults import give_defaults
 from calipso_export.photos import check_readable
+from calipso_export.pixels import detach
 from calipso_export.precision.layers import LayerError, layer_errors
 from calipso_export.progress import Progress
 from calipso_export.rebuild import rebuild
@@ -52,6 +53,7 @@ def debug(
         check_readable([str(each.content) for each in pictures.pictures], front_end, progress)
     progress("tracing the graph in fp32", 0, 1)
     anew = traced(rebuilt.model, rebuilt.heads, rebuilt.config, rebuilt.given)
+    detach(saved)
     original = optimise(anew.graph).portable
     if anew.head is not None:
         give_defaults(saved.graph, anew.head.arrays())

@@ -146,6 +146,13 @@ def _config(
 
 def _input(manifest: Manifest) -> dict[str, Any]:
     """The settings of the front end."""
+    if (taken := manifest.pixels) is not None:
+        return {
+            "pixels": True,
+            "pixels_size": None if taken.size is None else "x".join(map(str, taken.size)),
+            "channel_order": taken.channels,
+            "resize_form": taken.resize,
+        }
     if manifest.input_name != PointsFrontEnd.name:
         return {}
     return {

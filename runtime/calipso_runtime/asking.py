@@ -8,15 +8,19 @@ import numpy.typing as npt
 
 from calipso_runtime import inputs
 from calipso_runtime.backends import Backend, DeviceBackend
-from calipso_runtime.bundle import IMAGE, POINTS, Manifest
+from calipso_runtime.bundle import IMAGE, PIXELS, POINTS, Manifest
 from calipso_runtime.cuda.arrays import DeviceImages, is_on_device
 from calipso_runtime.errors import BackendError, CalipsoError, ImageError, InputError
 from calipso_runtime.inputs import Images, Item
+from calipso_runtime.pixels import Ragged
 
 Float32: TypeAlias = npt.NDArray[np.float32]
+# An item as the graph takes it.
+Prepared: TypeAlias = Float32 | npt.NDArray[np.uint8]
 
-# What many of an input are called in messages.
-_MANY = {IMAGE: "images", POINTS: "clouds"}
+# What one and many of an input are called in messages.
+_ONE = {IMAGE: "image", POINTS: "points", PIXELS: "image"}
+_MANY = {IMAGE: "images", POINTS: "clouds", PIXELS: "images"}
 LOGITS = "logits"
 EMBEDDING = "embedding"
 # Pictures that are decoded and computed together. Larger batches gain little on a CPU and take memory.
@@ -44,10 +48,16 @@ class Asker:
         """One output of all items, float32 [N,...], finite; and whether a single one was given."""
         check_positive("batch", batch)
         batches, single = self.batches(engine, images, batch)
-        return np.concatenate([self.finite(engine.run(each, [output]), output) for each in batches]), single
+        return np.concatenate([self.finite(self.ask(engine, each, [output]), output) for each in batches]), single
+
+    def ask(self, engine: Backend, batch: Any, outputs: Sequence[str]) -> dict[str, npt.NDArray[np.floating]]:
+        """The engine's answers to one of `batches`, in its order."""
+        if not isinstance(batch, Ragged):
+            return engine.run(batch, outputs)
+        return batch.in_order([engine.run(cast("Any", part), outputs) for _, part in batch.parts])
 
     def batches(self, engine: Backend, images: Images | DeviceImages, batch: int) -> tuple[Iterator[Any], bool]:
-        """What the engine takes, a batch at a time, and whether it is of a single item."""
+        """What `ask` takes, a batch at a time, and whether it is of a single item."""
         if is_on_device(images):
             if not isinstance(engine, DeviceBackend):
                 message = (
@@ -58,18 +68,18 @@ class Asker:
         items, single = inputs.split_for(cast("Images", images), self._manifest)
         return (self._stacked(tensors) for tensors in self._tensors(items, batch, single=single)), single
 
-    def try_tensor(self, item: Item, place: int) -> Float32 | ImageError:
+    def try_tensor(self, item: Item, place: int) -> Prepared | ImageError:
         """An item as the graph takes it, or why it could not be decoded."""
         try:
-            return inputs.tensor_for(item, self._manifest, name=f"{self._input} {place}")
+            return inputs.tensor_for(item, self._manifest, name=f"{_ONE[self._input]} {place}")
         except ImageError as error:
             return error
 
-    def start(self, engine: Backend, tensors: Sequence[Float32], output: str) -> Callable[[], Float32]:
+    def start(self, engine: Backend, tensors: Sequence[Prepared], output: str) -> Callable[[], Float32]:
         """Start a batch of at least one where the engine can go on with it alone; what is returned waits for it."""
         image = self._stacked(tensors)
-        if not isinstance(engine, DeviceBackend):
-            answers = engine.run(image, [output])
+        if not isinstance(engine, DeviceBackend) or isinstance(image, Ragged):
+            answers = self.ask(engine, image, [output])
             return lambda: self.finite(answers, output)
         pending = engine.submit(image, [output])
         return lambda: self.finite(pending.result(), output)
@@ -82,17 +92,19 @@ class Asker:
             raise BackendError(message)
         return values
 
-    def _tensors(self, items: Sequence[Item], batch: int, *, single: bool) -> Iterator[list[Float32]]:
+    def _tensors(self, items: Sequence[Item], batch: int, *, single: bool) -> Iterator[list[Prepared]]:
         """The decoded items, a batch at a time."""
         for start in range(0, len(items), batch):
             yield [
                 inputs.tensor_for(
-                    item, self._manifest, name=self._input if single else f"{_MANY[self._input]}[{start + place}]"
+                    item, self._manifest, name=_ONE[self._input] if single else f"{_MANY[self._input]}[{start + place}]"
                 )
                 for place, item in enumerate(items[start : start + batch])
             ]
 
-    def _stacked(self, tensors: Sequence[Float32]) -> npt.NDArray[np.floating]:
+    def _stacked(self, tensors: Sequence[Prepared]) -> npt.NDArray[Any] | Ragged:
+        if self._input == PIXELS and len({each.shape for each in tensors}) > 1:
+            return Ragged.of(cast("Sequence[npt.NDArray[np.uint8]]", tensors))
         return np.stack(tensors).astype(self._input_dtype, copy=False)
 
 

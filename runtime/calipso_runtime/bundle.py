@@ -28,6 +28,7 @@ from calipso_runtime import signing
 from calipso_runtime.confidence import Confidence
 from calipso_runtime.errors import BundleCorruptError, BundleNotFoundError, BundleSchemaError, SignatureError
 from calipso_runtime.hashes import remembered_sha256_of, sha256_of
+from calipso_runtime.pixel_input import PixelInput
 from calipso_runtime.signing import PublicKey
 
 SCHEMA_VERSION = 1
@@ -54,7 +55,7 @@ _RESIZE_MODES = ("shortest", "longest", "squash")
 _INTERPOLATIONS = ("bicubic", "bilinear")
 _TABLES = ("input", "model", "prompts", "head", "graph", "tools", "files", "confidence")
 # What a graph may take: its first input. A bundle that does not say takes pictures.
-IMAGE, POINTS = "image", "points"
+IMAGE, POINTS, PIXELS = INPUTS = ("image", "points", "pixels")
 _AXES = 3
 
 Json = Mapping[str, Any]
@@ -106,8 +107,8 @@ class Manifest:
     Attributes:
         labels: class names, in the order of the logits.
         preprocess: how a picture becomes the graph's input; its size is that of the tower's images in any case.
-        input: `name` of the graph's input, "image" or "points"; of points how many (`points`), and how they are
-            projected.
+        input: `name` of the graph's input, "image", "points" or "pixels"; of points how many (`points`), and how they
+            are projected; of pixels what `PixelInput` says.
         precision: type of the graph's arithmetic, "fp32".
         model: name, family, embed_dim, logit_scale, logit_bias, and where the weights came from.
         prompts: templates, or prompts per class, that made the text weights.
@@ -137,12 +138,19 @@ class Manifest:
 
     @property
     def input_name(self) -> str:
-        """Of the graph's input: "image" or "points"."""
+        """Of the graph's input: "image", "points" or "pixels"."""
         return str(self.input["name"])
 
     @property
-    def input_shape(self) -> tuple[int, int, int] | tuple[int, int]:
-        """Of one item in the graph's input: [3,H,W] of an image, [P,3] of points."""
+    def pixels(self) -> PixelInput | None:
+        """What the graph takes, where it takes raw pixels."""
+        return PixelInput.from_json(self.input) if self.input_name == PIXELS else None
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """Of one item in the graph's input: [3,H,W] of an image, [P,3] of points, [H,W,C] of pixels; None for any."""
+        if (pixels := self.pixels) is not None:
+            return pixels.shape
         return (int(self.input["points"]), _AXES) if self.input_name == POINTS else (3, *self.preprocess.size)
 
     def as_json(self) -> dict[str, Any]:
@@ -243,8 +251,13 @@ def _wrong_table(manifest: Manifest) -> str | None:
 def _wrong_input(given: Json) -> str | None:
     """Why this is no input that the runtime can give a graph; None if it is."""
     name, count = given.get("name"), given.get("points")
-    if name not in (IMAGE, POINTS):
-        return f"its input is {name!r}, expected is {IMAGE!r} or {POINTS!r}"
+    if name not in INPUTS:
+        return f"its input is {name!r}, expected is one of {', '.join(INPUTS)}"
+    if name == PIXELS:
+        try:
+            PixelInput.from_json(given)
+        except BundleSchemaError as error:
+            return str(error)
     if name == POINTS and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         return f"its input takes {count!r} points, expected is a number of at least 1"
     return None

@@ -12,7 +12,16 @@ from typing import TypeVar, cast, overload
 import numpy as np
 import numpy.typing as npt
 
-from calipso_runtime.asking import DEFAULT_BATCH, EMBEDDING, LOGITS, Asker, Float32, as_float32, check_positive
+from calipso_runtime.asking import (
+    DEFAULT_BATCH,
+    EMBEDDING,
+    LOGITS,
+    Asker,
+    Float32,
+    Prepared,
+    as_float32,
+    check_positive,
+)
 from calipso_runtime.backends import Backend, HeadBackend
 from calipso_runtime.bundle import Manifest
 from calipso_runtime.confidence import Confidence
@@ -44,6 +53,9 @@ class Classifier:
     Pillow image, uint8 pixels [H,W,3], or float32 [3,H,W] that is preprocessed already; the answer
     is then for one picture. Or many: a list of these, uint8 [N,H,W,3] or float32 [N,3,H,W]; the
     answer is then a list, or has a leading N. Pictures are preprocessed as open_clip does.
+
+    A bundle of raw pixels (`--pixels`) takes no float32, and uint8 arrays in its own order of channels: see
+    `calipso_runtime.pixels`. Pictures of different sizes run in batches of one size each; the answers keep their order.
 
     A bundle that was exported for point clouds takes those instead: float32 [M,3] or [N,M,3], paths or bytes of
     `.npy` and `.npz` files, or a list. See `calipso_runtime.clouds`.
@@ -250,7 +262,7 @@ class Classifier:
         check_positive("batch", batch)
         live = self._live
         batches, single = self._asker.batches(live.engine, images, batch)
-        parts = [as_float32(live.engine.run(each, outputs)) for each in batches]
+        parts = [as_float32(self._asker.ask(live.engine, each, outputs)) for each in batches]
         joined = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
         return {name: values[0] for name, values in joined.items()} if single else joined
 
@@ -302,7 +314,7 @@ class Classifier:
         self, images: Iterator[_AnyItem], top: int, batch: int, ahead: int
     ) -> Iterator[tuple[_AnyItem, Prediction | ImageError]]:
         start = 0
-        under_way: deque[tuple[list[_AnyItem], list[Float32 | ImageError], _Live, Callable[[], Float32]]] = deque()
+        under_way: deque[tuple[list[_AnyItem], list[Prepared | ImageError], _Live, Callable[[], Float32]]] = deque()
         while chunk := list(itertools.islice(images, batch)):
             decoded = [self._asker.try_tensor(item, start + place) for place, item in enumerate(chunk)]
             tensors = [value for value in decoded if not isinstance(value, ImageError)]
@@ -318,7 +330,7 @@ class Classifier:
     def _ranked(
         self,
         chunk: Sequence[_AnyItem],
-        decoded: Sequence[Float32 | ImageError],
+        decoded: Sequence[Prepared | ImageError],
         live: _Live,
         logits: Callable[[], Float32],
         top: int,

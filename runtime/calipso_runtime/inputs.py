@@ -7,12 +7,13 @@ from typing import TypeAlias, TypeGuard, cast
 import numpy as np
 import numpy.typing as npt
 
-from calipso_runtime import clouds, pictures, preprocess
+from calipso_runtime import clouds, pictures, pixels, preprocess
 from calipso_runtime.bundle import POINTS, Manifest, Preprocess
 from calipso_runtime.errors import InputError
 from calipso_runtime.pictures import Picture, Source
 
 Float32: TypeAlias = npt.NDArray[np.float32]
+UInt8: TypeAlias = npt.NDArray[np.uint8]
 # One item: a picture, or float32 [3,H,W] that is preprocessed already.
 Item: TypeAlias = Picture | Float32
 # What `classify` and its like take: one item, a sequence of items, uint8 [N,H,W,C] or float32 [N,3,H,W].
@@ -34,10 +35,13 @@ def split_for(images: Images, manifest: Manifest) -> tuple[Sequence[Item], bool]
     return clouds.split(images) if manifest.input_name == POINTS else split(images)
 
 
-def tensor_for(item: Item, manifest: Manifest, *, name: str) -> Float32:
-    """As `tensor`, of whatever a bundle classifies: float32 of the manifest's `input_shape`."""
+def tensor_for(item: Item, manifest: Manifest, *, name: str) -> Float32 | UInt8:
+    """As `tensor`, of whatever a bundle classifies: of the manifest's `input_shape`, uint8 where it takes pixels."""
+    if (given := manifest.pixels) is not None:
+        _check_source(item, name)
+        return pixels.array(item, given, manifest.preprocess, name=name)
     if manifest.input_name == POINTS:
-        return clouds.tensor(item, manifest.input_shape[0], name=name)
+        return clouds.tensor(item, int(manifest.input["points"]), name=name)
     return tensor(item, manifest.preprocess, name=name)
 
 
@@ -76,10 +80,14 @@ def tensor(item: Item, config: Preprocess, *, name: str) -> Float32:
         _check_dtype(item, name)
         if item.dtype == np.float32:
             return _checked(cast("Float32", item), config, name)
-    elif not _is_source(item):
+    _check_source(item, name)
+    return pictures.decode(cast("Picture", item), config, name=name)
+
+
+def _check_source(item: object, name: str) -> None:
+    if not isinstance(item, np.ndarray) and not _is_source(item):
         message = f"{name} is a {_type_name(item)}: expected {_EXPECTED}"
         raise InputError(message)
-    return pictures.decode(cast("Picture", item), config, name=name)
 
 
 def _split_array(array: npt.NDArray[np.generic]) -> tuple[Sequence[Item], bool]:

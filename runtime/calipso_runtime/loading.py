@@ -8,13 +8,14 @@ from typing import cast
 from calipso_runtime import devices
 from calipso_runtime.asking import LOGITS, check_positive
 from calipso_runtime.backends import AUTO, Backend, GpuOptions, HeadBackend, connect
-from calipso_runtime.bundle import Bundle, Manifest, manifest_of_metadata, open_bundle
+from calipso_runtime.bundle import PIXELS, Bundle, Manifest, manifest_of_metadata, open_bundle
 from calipso_runtime.classifier import Classifier
 from calipso_runtime.errors import BundleCorruptError, BundleError, CalipsoError, CalipsoWarning, UsageError
 from calipso_runtime.head.file import is_input
 from calipso_runtime.head.teacher import open_teacher
 
 _IO_DTYPES = ("float32", "float16")
+_PIXELS_DTYPE = "uint8"
 
 
 def load(
@@ -133,14 +134,15 @@ def _promised_dtype(manifest: Manifest, name: str) -> str:
     except (AttributeError, TypeError) as error:
         message = f"its manifest does not list inputs and outputs by name, with their dtypes: {error}"
         raise BundleCorruptError(message) from error
-    if dtype not in _IO_DTYPES:
-        message = f"its manifest promises {name} as {dtype!r}: this version takes {' or '.join(_IO_DTYPES)}"
+    allowed = (_PIXELS_DTYPE,) if name == PIXELS else _IO_DTYPES
+    if dtype not in allowed:
+        message = f"its manifest promises {name} as {dtype!r}: this version takes {' or '.join(allowed)}"
         raise BundleCorruptError(message)
     return str(dtype)
 
 
 def _fits(shape: Sequence[int | None], expected: Sequence[int | None]) -> bool:
-    """Whether the sizes that are known agree. The batch has to be dynamic."""
+    """Whether the sizes that are known agree. The batch has to be dynamic, and so has what may be of any size."""
     if len(shape) != len(expected) or shape[0] is not None:
         return False
     return all(size in (None, wanted) for size, wanted in zip(shape[1:], expected[1:], strict=True))

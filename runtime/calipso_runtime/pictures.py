@@ -9,17 +9,17 @@ import io
 import os
 import struct
 import zlib
-from typing import IO, TYPE_CHECKING, TypeAlias, Union
+from typing import IO, TYPE_CHECKING, TypeAlias, TypeVar, Union
 
 import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime import preprocess
 from calipso_runtime.bundle import Preprocess
-from calipso_runtime.errors import BackendUnavailableError, ImageError, InputError
+from calipso_runtime.errors import BackendUnavailableError, CalipsoError, ImageError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
     from PIL import Image
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # One picture that Pillow opens, or has opened; and one in any form that `decode` takes.
 Source: TypeAlias = Union[str, "os.PathLike[str]", bytes, IO[bytes], "Image.Image"]
 Picture: TypeAlias = Source | npt.NDArray[np.uint8]
+Made = TypeVar("Made")
 
 # What Pillow raises on damaged files. Fuzzing 25 kinds of file showed OSError, SyntaxError and ValueError;
 # the others are what parsing bytes can raise, and its many plugins do not all wrap them.
@@ -70,6 +71,18 @@ def decode(picture: Picture, config: Preprocess, *, name: str) -> npt.NDArray[np
 
 def pixels(picture: Picture, config: Preprocess, *, name: str) -> npt.NDArray[np.uint8]:
     """As `decode`, before the normalisation: uint8 [H,W,3] at the graph's size."""
+    return using(picture, lambda image, _: preprocess.resize_and_crop(image, config), name=name)
+
+
+def using(picture: Picture, function: "Callable[[Image.Image, str], Made]", *, name: str) -> Made:
+    """What a function makes of a decoded picture; see `decode` for the arguments and errors.
+
+    Args:
+        picture: see there.
+        function: of the picture, and of what messages call it; may raise what Pillow raises on pictures that cannot be
+            used, and errors of ours.
+        name: see there.
+    """
     image_module = _pillow()
     if isinstance(picture, str | os.PathLike):
         name = os.fsdecode(picture)
@@ -77,7 +90,9 @@ def pixels(picture: Picture, config: Preprocess, *, name: str) -> npt.NDArray[np
         picture = _image_of(picture, name)
     try:
         with _opened(picture, name) as image:
-            return preprocess.resize_and_crop(image, config)
+            return function(image, name)
+    except CalipsoError:
+        raise
     except (image_module.DecompressionBombError, image_module.DecompressionBombWarning) as error:
         raise _too_large(name, str(error)) from error
     except _DECODER_ERRORS as error:

@@ -90,14 +90,17 @@ def _statistics(config: Preprocess) -> tuple[npt.NDArray[np.float32], npt.NDArra
     return mean, std
 
 
+def resample_name(config: Preprocess) -> str:
+    """The filter in use, "bicubic" or "bilinear"."""
+    # open_clip gives its interpolation to every resize but this one, which keeps timm's default.
+    keeps_default = config.resize_mode == "shortest" and config.size[0] != config.size[1]
+    return "bicubic" if keeps_default else config.interpolation
+
+
 def _resample(config: Preprocess) -> "Image.Resampling":
     from PIL import Image
 
-    # open_clip gives its interpolation to every resize but this one, which keeps timm's default.
-    keeps_default = config.resize_mode == "shortest" and config.size[0] != config.size[1]
-    if keeps_default or config.interpolation == "bicubic":
-        return Image.Resampling.BICUBIC
-    return Image.Resampling.BILINEAR
+    return Image.Resampling[resample_name(config).upper()]
 
 
 def _centre(size: int, crop: int) -> int:

@@ -2,7 +2,9 @@
 
 `reference.npz` holds, for N pictures of which the last `edge_cases` are none that anyone would classify:
 
-    pixels      uint8 [N,H,W,3], at the graph's size; `preprocess.normalise` makes the graph's input of them; or
+    pixels      uint8 [N,H,W,3], at the graph's size; `preprocess.normalise` makes the graph's input of them. Of a
+                bundle that takes pixels they are its input, [N,H,W,C]: at the size of the pictures that it takes, or,
+                where it takes any, at that which it would resize to; or
     points      float32 [N,P,3], of a bundle that takes point clouds: the graph's input
     logits, and embedding and probabilities where the graph gives them: float32 [N,...], eager PyTorch's
     names       text [N]
@@ -23,15 +25,15 @@ import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime.backends import Backend
-from calipso_runtime.bundle import IMAGE, PARITY_FILE, POINTS, REFERENCE_FILE, Bundle, Manifest, Preprocess
+from calipso_runtime.bundle import IMAGE, PARITY_FILE, PIXELS, POINTS, REFERENCE_FILE, Bundle, Manifest
 from calipso_runtime.errors import BackendError, BundleCorruptError, BundleError, UsageError
 from calipso_runtime.parity import Answers, Gates, Parity, compare
 from calipso_runtime.preprocess import normalise
 
 # What an engine is asked at: a single picture, the smallest real batch, and one that divides nothing.
 BATCH_SIZES = (1, 2, 7)
-_PIXELS = {IMAGE: "pixels", POINTS: "points"}
-_NOT_OUTPUTS = (*_PIXELS.values(), "names", "truth", "edge_cases", "given")
+_KEPT = {IMAGE: "pixels", POINTS: "points", PIXELS: "pixels"}
+_NOT_OUTPUTS = (*_KEPT.values(), "names", "truth", "edge_cases", "given")
 # What NumPy raises on files that are no archive of arrays, or a damaged one.
 _READING_ERRORS = (
     OSError,
@@ -52,7 +54,7 @@ class Reference:
     """Pictures, and eager PyTorch's answers.
 
     Attributes:
-        pixels: uint8 [N,H,W,3], at the graph's size; or float32 [N,P,3], clouds of points.
+        pixels: uint8 [N,*kept_shape]; or float32 [N,P,3], clouds of points.
         answers: eager PyTorch's.
         names: of the pictures.
         truth: class index of each, None where it is not known.
@@ -72,17 +74,32 @@ class Reference:
         """Whether these are clouds of points, and no pictures."""
         return self.pixels.dtype == np.float32
 
-    def images(self, places: Sequence[int], preprocess: Preprocess) -> npt.NDArray[np.float32]:
-        """What the graph takes for some of them: float32 [B,3,H,W], normalised, or [B,P,3]."""
-        if self.takes_points:
-            return np.asarray(self.pixels[list(places)], np.float32)
-        return np.stack([normalise(np.asarray(self.pixels[place], np.uint8), preprocess) for place in places])
+    def images(self, places: Sequence[int], manifest: Manifest) -> npt.NDArray[Any]:
+        """What the graph takes for some of them: see `Manifest.input_shape`."""
+        return as_given(self.pixels[list(places)], manifest)
+
+
+def as_given(kept: npt.NDArray[Any], manifest: Manifest) -> npt.NDArray[Any]:
+    """What the graph takes for what is kept in the file."""
+    if manifest.input_name != IMAGE:
+        return kept
+    return np.stack([normalise(each, manifest.preprocess) for each in kept])
+
+
+def kept_shape(manifest: Manifest) -> tuple[int, ...]:
+    """Of one item in the file."""
+    if manifest.input_name == POINTS:
+        return (int(manifest.input["points"]), 3)
+    size, channels = manifest.preprocess.size, 3
+    if (given := manifest.pixels) is not None:
+        size, channels = given.size or size, len(given.channels)
+    return (*size, channels)
 
 
 def write_reference(path: Path, reference: Reference) -> None:
     """Write `reference.npz`: the same bytes for the same content."""
     arrays: dict[str, Any] = {
-        _PIXELS[POINTS if reference.takes_points else IMAGE]: reference.pixels,
+        _KEPT[POINTS if reference.takes_points else IMAGE]: reference.pixels,
         "names": np.array(reference.names, dtype=np.str_),
         "truth": np.array([-1 if label is None else label for label in reference.truth], dtype=np.int64),
         "edge_cases": np.int64(reference.edge_cases),
@@ -118,7 +135,7 @@ def read_reference(bundle: Bundle) -> Reference | None:
         message = f"{path} is no reference of this bundle: {wrong}. Export the bundle again"
         raise BundleCorruptError(message)
     return Reference(
-        pixels=arrays[_PIXELS[bundle.manifest.input_name]],
+        pixels=arrays[_KEPT[bundle.manifest.input_name]],
         answers=Answers(outputs={name: values for name, values in arrays.items() if name not in _NOT_OUTPUTS}),
         names=tuple(arrays["names"].tolist()),
         truth=tuple(None if label < 0 else label for label in arrays["truth"].tolist()),
@@ -214,7 +231,7 @@ def _ask(engine: Backend, reference: Reference, manifest: Manifest, batch: int) 
     places = np.resize(np.arange(count), -(-count // batch) * batch).reshape(-1, batch)
     parts = []
     for some in places.tolist():
-        answers = engine.run(reference.images(some, manifest.preprocess).astype(dtype, copy=False), tuple(wanted))
+        answers = engine.run(reference.images(some, manifest).astype(dtype, copy=False), tuple(wanted))
         parts.append(answers)
         for name, values in wanted.items():
             if answers[name].shape != (batch, *values.shape[1:]):
@@ -229,12 +246,10 @@ def _ask(engine: Backend, reference: Reference, manifest: Manifest, batch: int) 
 
 def _misfit(arrays: dict[str, npt.NDArray[Any]], manifest: Manifest) -> str | None:
     """Why these arrays are not the reference of a graph with this manifest."""
-    pixels = _PIXELS[manifest.input_name]
+    pixels = _KEPT[manifest.input_name]
     count = len(arrays[pixels])
     expected = {
-        pixels: ("float32", (count, *manifest.input_shape))
-        if manifest.input_name == POINTS
-        else ("uint8", (count, *manifest.preprocess.size, 3)),
+        pixels: ("float32" if manifest.input_name == POINTS else "uint8", (count, *kept_shape(manifest))),
         "logits": ("float32", (count, len(manifest.labels))),
         "truth": ("int64", (count,)),
         "edge_cases": ("int64", ()),

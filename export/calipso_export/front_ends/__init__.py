@@ -8,6 +8,7 @@ from PIL import Image
 from calipso_export.config import ExportConfig
 from calipso_export.front_ends.base import Content, FrontEnd
 from calipso_export.front_ends.pictures import PicturesFrontEnd
+from calipso_export.front_ends.pixels import PixelsFrontEnd
 from calipso_export.front_ends.points import PointsFrontEnd
 from calipso_runtime.bundle import Preprocess
 
@@ -17,8 +18,10 @@ Transform = Callable[[Image.Image], torch.Tensor]
 
 
 def _pictures(config: ExportConfig, preprocess: Preprocess, transform: Transform) -> FrontEnd:
-    del config
-    return PicturesFrontEnd(preprocess, transform)
+    taken = config.pixel_input
+    if taken is None:
+        return PicturesFrontEnd(preprocess, transform)
+    return PixelsFrontEnd(preprocess, transform, taken)
 
 
 def _points(config: ExportConfig, preprocess: Preprocess, transform: Transform) -> FrontEnd:
@@ -33,7 +36,7 @@ def _points(config: ExportConfig, preprocess: Preprocess, transform: Transform) 
     )
 
 
-# By the name of the graph's input, which is also what `--input` says.
+# By the name of the traced graph's input, which is also what `--input` says.
 FRONT_ENDS: dict[str, Callable[[ExportConfig, Preprocess, Transform], FrontEnd]] = {
     PicturesFrontEnd.name: _pictures,
     PointsFrontEnd.name: _points,

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 import torch
 from PIL import Image
 from torch import nn
@@ -18,7 +19,7 @@ class FrontEnd(Protocol):
     """How one kind of input reaches the tower, in the graph and in eager PyTorch.
 
     Attributes:
-        name: of the graph's input.
+        name: of the traced graph's input.
         extensions: of its files, in lower case.
         is_augmented: whether a cache's keys are averaged over augmented views of an example.
     """
@@ -38,8 +39,14 @@ class FrontEnd(Protocol):
     def modules(self) -> tuple[nn.Module | None, nn.Module | None]:
         """What is traced before the tower, input -> images; and after it, (global, tokens) -> (global, tokens)."""
 
+    def attached(self, graph: ir.Model) -> ir.Model:
+        """The finished graph with what is not traced before it, in a copy; the graph itself where there is nothing."""
+
+    def shown(self, content: Content) -> Content:
+        """What both sides of a comparison are given for it: itself, but where the graph takes less than any picture."""
+
     def given(self, content: Content, *, name: str) -> Float32:
-        """One item as the runtime gives it to the graph.
+        """One item as the traced graph takes it.
 
         Raises:
             ImageError: a file cannot be read.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 import torch
 from PIL import Image
 from torch import nn
@@ -47,6 +48,14 @@ class PicturesFrontEnd:
     def modules(self) -> tuple[nn.Module | None, nn.Module | None]:
         """None are needed."""
         return None, None
+
+    def attached(self, graph: ir.Model) -> ir.Model:
+        """Nothing is missing."""
+        return graph
+
+    def shown(self, content: Content) -> Content:
+        """Itself."""
+        return content
 
     def given(self, content: Content, *, name: str) -> Float32:
         """See `FrontEnd.given`."""

@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 import torch
 from torch import nn
 from torch.nn import functional
@@ -214,6 +215,14 @@ class PointsFrontEnd:
         """Depth maps before the tower, weighted views after it."""
         projection = Projection(self._rotation, distance=DISTANCES[self.views], size=self.size)
         return projection, Views(self._shares.float())
+
+    def attached(self, graph: ir.Model) -> ir.Model:
+        """Nothing is missing."""
+        return graph
+
+    def shown(self, content: Content) -> Content:
+        """Itself."""
+        return content
 
     def given(self, content: Content, *, name: str) -> Float32:
         """See `FrontEnd.given`."""

@@ -14,6 +14,7 @@ from calipso_export.precision.quantised import FP8, INT8, Quantised
 from calipso_runtime import devices
 from calipso_runtime.errors import UsageError
 from calipso_runtime.parity import Gates
+from calipso_runtime.pixel_input import OP
 
 __all__ = ["AUTO", "ORDER", "PRECISIONS", "Precision", "candidates", "gates_for", "precision_named"]
 
@@ -60,6 +61,8 @@ _8_BIT_GATES = Gates(
     min_same_top1=0.99,
     max_accuracy_drop=0.005,
 )
+# Of a graph that resizes by an operator: one value in ten thousand is a level off, which is as much as fp16 rounds.
+_RESIZE_ERROR = 1e-2
 _TABLE = (
     Precision(name="fp32"),
     Precision(name="fp16", rest=ir.DataType.FLOAT16, gates=_FP16_GATES),
@@ -119,4 +122,8 @@ def gates_for(config: ExportConfig, precision: Precision) -> Gates:
     if isinstance(config.gates, Gates):
         return config.gates
     drop = {"max_accuracy_drop": config.max_drop / 100} if config.precision == AUTO else {}
-    return dataclasses.replace(precision.gates, **{**drop, **config.gates})
+    gates, taken = precision.gates, config.pixel_input
+    if taken is not None and taken.resize == OP:
+        error = max(gates.max_relative_logit_error, _RESIZE_ERROR)
+        gates = dataclasses.replace(gates, max_relative_logit_error=error)
+    return dataclasses.replace(gates, **{**drop, **config.gates})

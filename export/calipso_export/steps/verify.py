@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import torch
 
 from calipso_export.config import ExportConfig
 from calipso_export.fewshot.features import PhotoFeatures
-from calipso_export.front_ends import FrontEnd
+from calipso_export.front_ends import Content, FrontEnd
 from calipso_export.head_checks import check_keys, check_text
 from calipso_export.models import LoadedModel
 from calipso_export.photos import Photos
@@ -47,11 +47,13 @@ class EagerAnswers:
         everything: the pictures asked, edge cases last.
         answers: on all of them.
         about: for the report: the reference, and where the pictures come from.
+        shown: what both sides are given for a picture; see `FrontEnd`.
     """
 
     everything: tuple[Picture, ...]
     answers: Answers
     about: dict[str, Any]
+    shown: Callable[[Content], Content]
 
     @property
     def given(self) -> int:
@@ -123,6 +125,7 @@ def ask_eager(eager: EagerClassifier, pictures: Pictures, progress: Progress) ->
                 "edge_cases": len(edges),
             },
         },
+        shown=eager.model.front_end.shown,
     )
 
 
@@ -184,7 +187,8 @@ def verify(
             indices = list(range(len(everything))) if batch == max(BATCH_SIZES) else eager.sample()
             chosen = [everything[index] for index in indices]
             label = str(batch) if len(files) == 1 else f"{name}, {batch}"
-            shipped[label] = (indices, _ask_shipped(classifier, chosen, name, batch, progress))
+            contents = _Shown([picture.content for picture in chosen], eager.shown)
+            shipped[label] = (indices, _ask_shipped(classifier, contents, name, batch, progress))
     engine = next(iter(files.values()))
     about = {
         "shipped": f"{' and '.join(files)} through calipso_runtime, {engine.backend} on {engine.provider}",
@@ -207,13 +211,25 @@ def edge_cases(front_end: FrontEnd) -> list[Picture]:
     return [Picture(name=f"<{name}>", content=content) for name, content in front_end.edge_cases().items()]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """Pictures, and what is given for one: made when it is asked, for many would not fit into memory."""
+
+    contents: Sequence[Content]
+    shown: Callable[[Content], Content]
+
+
 def _ask_shipped(
-    classifier: Classifier, pictures: Sequence[Picture], name: str, batch: int, progress: Progress
+    classifier: Classifier,
+    contents: "_Shown",
+    name: str,
+    batch: int,
+    progress: Progress,
 ) -> Answers:
     outputs = classifier.outputs
     parts = [
-        classifier.run([picture.content for picture in some], outputs, batch=batch)
-        for some in track(list(batches(pictures, batch)), f"asking {name}, batch {batch}", progress)
+        classifier.run([contents.shown(content) for content in some], outputs, batch=batch)
+        for some in track(list(batches(contents.contents, batch)), f"asking {name}, batch {batch}", progress)
     ]
     return Answers(outputs={name: np.concatenate([part[name] for part in parts]) for name in outputs})
 

@@ -41,6 +41,7 @@ from calipso_runtime.bundle import (
 )
 from calipso_runtime.hashes import sha256_of
 from calipso_runtime.head.file import write_head
+from calipso_runtime.pixel_input import OP
 
 # Protobuf cannot serialise more than 2 GiB in one message; the graph itself needs some of it.
 MAX_EMBEDDED_BYTES = 2**31 - 64 * 2**20
@@ -82,22 +83,25 @@ class WriteGraphs:
         if head is not None:
             write_head(made[WorkFolder].path / HEAD_FILE, head)
         graphs = lowering.graphs
+        front_end = made[LoadedModel].front_end
+        portable = front_end.attached(graphs.portable)
         manifest = _manifest(
             made,
             {
-                **_describe(graphs.portable),
+                **_describe(portable),
                 **_describe_head(made[Traced].few_shot),
-                "targets": list(declared(made[ExportConfig].opset)),
+                "targets": _targets(made[ExportConfig]),
                 "forms": {"portable": dict(made[Optimised].forms), "ort": dict(graphs.ort_forms)},
                 "precision": lowering.as_json(),
             },
         )
         path = made[WorkFolder].path / MODEL_FILE
         carried = canonical(manifest.core())
-        save(graphs.portable, path, manifest=carried)
+        save(portable, path, manifest=carried)
         progress("writing the graphs", 1, 2)
         ort_path = path.with_name(ORT_MODEL_FILE)
-        save_over(graphs.ort, ort_path, weights=path, manifest=carried, run_batch=run_batch(made[Traced].rows))
+        ort = front_end.attached(graphs.ort)
+        save_over(ort, ort_path, weights=path, manifest=carried, run_batch=run_batch(made[Traced].rows))
         made.add(Graph(path=path, ort_path=ort_path, manifest=manifest))
         progress("writing the graphs", 2, 2)
 
@@ -169,6 +173,12 @@ def _manifest(made: Made, graph: dict[str, Any]) -> Manifest:
         confidence=made[Assessed].document,
         tools={name: _version(name) for name in _TOOLS} | {"python": platform.python_version()},
     )
+
+
+def _targets(config: ExportConfig) -> list[str]:
+    """The releases of TensorRT that the graph is made for; none where it resizes by an operator that they lack."""
+    taken = config.pixel_input
+    return [] if taken is not None and taken.resize == OP else list(declared(config.opset))
 
 
 def _head_file(made: Made) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from typing import Protocol, cast, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from calipso_runtime.bundle import IMAGE, POINTS, Bundle
-from calipso_runtime.errors import BackendUnavailableError, UsageError
+from calipso_runtime.bundle import IMAGE, INPUTS, Bundle
+from calipso_runtime.errors import BackendUnavailableError, BundleSchemaError, UsageError
 from calipso_runtime.head.classes import Head
-from calipso_runtime.head.file import exported_head
+from calipso_runtime.head.file import exported_head, manifest_of
+from calipso_runtime.pixel_input import OP
 
 AUTO = "auto"
 # Name on the command line and in `load`: module and class. Nothing of it is imported before it is used.
@@ -30,6 +31,8 @@ BACKENDS: Mapping[str, str] = {
 AUTO_ORDER = ("tensorrt", "ort-cuda", "ort", "openvino")
 
 
+# Whose Resize operator, on uint8 with antialiasing, was measured to be Pillow's (docs/pixels.md).
+RESIZE_AS_PILLOW = ("ort",)
 OVERSIZE = ("split", "refuse")
 
 
@@ -74,8 +77,8 @@ class TensorInfo:
 
 
 def input_name(inputs: Iterable[str]) -> str:
-    """Of a graph's inputs the one that takes what is classified: "image" or "points"."""
-    return next((name for name in inputs if name in (IMAGE, POINTS)), IMAGE)
+    """Of a graph's inputs the one that takes what is classified: "image", "points" or "pixels"."""
+    return next((name for name in inputs if name in INPUTS), IMAGE)
 
 
 class Backend(Protocol):
@@ -104,7 +107,7 @@ class Backend(Protocol):
         """Answer a batch.
 
         Args:
-            image: [B,3,H,W], normalised, or points [B,P,3]; of the dtype in `inputs`.
+            image: [B,3,H,W], normalised, points [B,P,3] or pixels [B,H,W,C]; of the dtype in `inputs`.
             outputs: names of the outputs wanted.
 
         Raises:
@@ -203,6 +206,7 @@ def connect(
         try:
             constructor = _constructor(name)
             _check_takes_heads(name, constructor, head)
+            _check_resizes(name, bundle)
             opened = constructor(bundle, threads=threads, keep_optimised=keep_optimised, gpu=gpu or GpuOptions())
         except BackendUnavailableError as error:
             if len(choice.candidates) == 1:
@@ -234,6 +238,21 @@ def _check_takes_heads(name: str, constructor: Callable[..., Backend], head: Hea
         message = (
             f"{name} does not take a head that is an input of the graph: use ort or openvino, or export with "
             "--head-mode baked"
+        )
+        raise BackendUnavailableError(message)
+
+
+def _check_resizes(name: str, bundle: Bundle) -> None:
+    """Refuse an engine that would resize otherwise: OpenVINO smooths nothing, TensorRT cannot, CUDA was not seen to."""
+    try:
+        pixels = manifest_of(bundle).pixels
+    except BundleSchemaError:
+        # What is wrong with a graph that tells nothing, its engine says best.
+        return
+    if pixels is not None and pixels.resize == OP and name not in RESIZE_AS_PILLOW:
+        message = (
+            f"{name} does not resize pictures as Pillow does, and this bundle leaves that to the engine "
+            f"({', '.join(RESIZE_AS_PILLOW)} does): export it with --pixels-size HxW, for a resize that all compute"
         )
         raise BackendUnavailableError(message)
 

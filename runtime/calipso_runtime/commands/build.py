@@ -64,13 +64,23 @@ def build_command(
         _print(finished)
 
 
+# Of a bare graph, whose inputs are not known.
+_ANY_IMAGE: tuple[int | None, ...] = (3, 224, 224)
+
+
 def _trtexec(bundle: Path, options: BuildOptions) -> str:
     from calipso_runtime.bundle import IMAGE, open_bundle
+    from calipso_runtime.head.file import refuse_engine
 
     opened = open_bundle(bundle, remember=True)
     manifest = opened.manifest
-    name, shape = (IMAGE, (3, 224, 224)) if manifest is None else (manifest.input_name, manifest.input_shape)
-    return as_line(trtexec_command(options, model=str(opened.model_path), plan="model.plan", image=shape, name=name))
+    name, shape = IMAGE, _ANY_IMAGE
+    if manifest is not None:
+        name, shape = manifest.input_name, manifest.input_shape
+    sizes = [size for size in shape if size is not None]
+    if manifest is not None and len(sizes) < len(shape):
+        refuse_engine(bundle, manifest)
+    return as_line(trtexec_command(options, model=str(opened.model_path), plan="model.plan", image=sizes, name=name))
 
 
 def _print(finished: Finished) -> None:

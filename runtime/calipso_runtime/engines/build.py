@@ -239,7 +239,11 @@ class _Job:
         """Logits on noise, to compare builds with each other; in the first profile's best batch."""
         (info,) = engine.inputs
         shape = (self.options.profiles[0].best, *(size or 1 for size in info.shape[1:]))
-        image = np.random.default_rng(0).standard_normal(shape).astype(info.dtype)
+        rng = np.random.default_rng(0)
+        if info.dtype == "uint8":
+            image = rng.integers(0, 256, shape, dtype=np.uint8)
+        else:
+            image = rng.standard_normal(shape).astype(info.dtype)
         return engine.run(image, ("logits",))["logits"].astype(np.float32)
 
     def _between(self, candidates: Sequence[_Candidate]) -> float:

@@ -10,10 +10,9 @@ from calipso_runtime.bundle import PARITY_FILE, Bundle
 from calipso_runtime.head.classes import Head
 from calipso_runtime.head.file import manifest_of
 from calipso_runtime.parity import Answers, Gates, Parity, compare
-from calipso_runtime.preprocess import normalise
-from calipso_runtime.reference import BATCH_SIZES, read_gates, read_reference
+from calipso_runtime.reference import BATCH_SIZES, as_given, kept_shape, read_gates, read_reference
 
-_IMAGE, _WANTED = "image", ("logits", "embedding")
+_WANTED = ("logits", "embedding")
 # Where the bundle carries no pictures: noise does to compare arithmetic.
 _NOISE_PICTURES, _NOISE_SEED = 14, 0
 
@@ -29,16 +28,16 @@ def verify_head(engine: HeadBackend, head: Head, bundle: Bundle, *, batches: Seq
     """
     manifest, reference = manifest_of(bundle), read_reference(bundle)
     if reference is None:
-        shape = (_NOISE_PICTURES, *manifest.preprocess.size, 3)
+        shape = (_NOISE_PICTURES, *kept_shape(manifest))
         pixels = np.random.default_rng(_NOISE_SEED).integers(0, 256, shape, dtype=np.uint8)
-        images = np.stack([normalise(each, manifest.preprocess) for each in pixels])
+        images = as_given(pixels, manifest)
         names = [f"<noise {place}>" for place in range(len(images))]
     else:
         names = list(reference.names)
-        images = reference.images(range(len(names)), manifest.preprocess)
+        images = reference.images(range(len(names)), manifest)
     parity_path = bundle.path / PARITY_FILE
     bound: Backend = engine.bind(head.arrays())
-    images = images.astype(next(each.dtype for each in bound.inputs if each.name == _IMAGE), copy=False)
+    images = images.astype(next(each.dtype for each in bound.inputs if each.name == manifest.input_name), copy=False)
     shipped, expected = {}, None
     for batch in batches:
         parts = [bound.run(images[start : start + batch], _WANTED) for start in range(0, len(images), batch)]

@@ -25,6 +25,7 @@ from calipso_runtime.bundle import (
 from calipso_runtime.errors import BundleCorruptError, BundleSchemaError, UsageError
 from calipso_runtime.hashes import sha256_of
 from calipso_runtime.head.classes import Head, new_head
+from calipso_runtime.pixel_input import OP
 
 KIND = "inputs"
 # What NumPy raises on files that are no archive of arrays, or a damaged one.
@@ -99,11 +100,17 @@ def exported_head(bundle: Bundle) -> Head | None:
 
 
 def refuse_engine(path: Path, manifest: Manifest) -> None:
-    """Refuse to build engines of a graph whose head is an input: nobody has given its inputs ranges of sizes.
+    """Refuse to build engines of graphs that TensorRT cannot take.
 
     Raises:
-        UsageError: it is one.
+        UsageError: its head is an input, whose ranges of sizes nobody has given; or it resizes pictures of any size.
     """
+    if manifest.pixels is not None and manifest.pixels.resize == OP:
+        message = (
+            f"{path} resizes pictures by an operator that TensorRT has not: export it with --pixels-size HxW, the size "
+            "of the camera's pictures"
+        )
+        raise UsageError(message)
     if is_input(manifest):
         message = (
             f"{path} has a head that is an input of its graph, for which TensorRT engines are not built yet: export it "

@@ -35,7 +35,7 @@ def write_sample(folder: Path, reference: Reference, manifest: Manifest) -> None
         "".join(f"{label}\n" for label in manifest.labels), encoding="utf-8", newline="\n"
     )
     count = min(MOST_IMAGES, len(reference.names))
-    np.save(folder / IMAGES_FILE, reference.images(range(count), manifest.preprocess).astype("<f4"), allow_pickle=False)
+    np.save(folder / IMAGES_FILE, reference.images(range(count), manifest).astype("<f4"), allow_pickle=False)
     logits = reference.answers.outputs["logits"][:count]
     confidence = Confidence.from_json(manifest.confidence)
     # No probability is below 0.

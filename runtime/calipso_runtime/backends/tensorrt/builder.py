@@ -12,12 +12,11 @@ from calipso_runtime.backends.tensorrt import version
 from calipso_runtime.backends.tensorrt.engine import OUT_OF_MEMORY
 from calipso_runtime.backends.tensorrt.log import Log, started
 from calipso_runtime.backends.tensorrt.monitor import Monitor, Report
-from calipso_runtime.bundle import IMAGE, POINTS
+from calipso_runtime.bundle import INPUTS
 from calipso_runtime.cuda.device import Device
 from calipso_runtime.engines.options import BuildOptions
 from calipso_runtime.errors import EngineBuildError
 
-_INPUTS = (IMAGE, POINTS)
 _MIB = 1 << 20
 # How often a build in its own thread is looked after: an interrupt is noticed by then.
 _POLL_S = 0.1
@@ -221,10 +220,10 @@ class _Work:
 
     def _add_profiles(self, builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
         image = network.get_input(0)
-        if network.num_inputs != 1 or image.name not in _INPUTS:
+        if network.num_inputs != 1 or image.name not in INPUTS:
             names = ", ".join(network.get_input(index).name for index in range(network.num_inputs))
             message = (
-                f"{self._request.model_path} takes {names}: expected one input, {' or '.join(_INPUTS)}. Export it again"
+                f"{self._request.model_path} takes {names}: expected one input, {' or '.join(INPUTS)}. Export it again"
             )
             raise EngineBuildError(message)
         rest = tuple(image.shape)[1:]
