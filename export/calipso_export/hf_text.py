@@ -86,11 +86,12 @@ def load_tokenizer(config: ExportConfig, name: str, architecture: Json, *, rows:
         else:
             tokenizer = _local_tokenizer(_folder(config.tokenizer, "--tokenizer"), settings, named=bool(hub_name))
     except _LOADING_ERRORS as error:
-        message = f"the tokenizer of {name} cannot be loaded: {first_line(error)}"
+        message = f"the tokenizer of {name} cannot be loaded: {first_line(error).rstrip('.')}"
         if config.tokenizer is None and from_hub:
             message += (
                 f". Without a network, download tokenizer.json and tokenizer_config.json of {hub_name or name} from "
-                "the Hugging Face hub elsewhere, and give their folder with --tokenizer DIR"
+                "the Hugging Face hub elsewhere, and give their folder with --tokenizer DIR; or give the classes' text "
+                "features with --text-weights FILE"
             )
         raise ModelError(message) from error
     _check_vocabulary(tokenizer, name, rows)
@@ -129,7 +130,7 @@ def _rows(name: str, source: str, hub_name: str, *, local: bool) -> int | None:
         found = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         return getattr(found, "vocab_size", None)
     except _LOADING_ERRORS as error:
-        message = f"the text tower of {name} cannot be built: {first_line(error)}. "
+        message = f"the text tower of {name} cannot be built: {first_line(error).rstrip('.')}. "
         if local:
             message += f"Expected is config.json of {hub_name} in {source}"
         else:
