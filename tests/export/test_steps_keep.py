@@ -118,7 +118,7 @@ def test_it_carries_the_shots_and_the_edge_cases_as_open_clip_prepares_them(
     assert set(reference.answers.outputs) == {"logits", "embedding", "probabilities"}
     pictures = [Image.open(shots / name) for name in names] + [edge.content for edge in edges]
     wanted = np.stack([vit.transform(picture).numpy() for picture in pictures])
-    np.testing.assert_array_equal(reference.images(range(len(pictures)), vit.preprocess), wanted)
+    np.testing.assert_array_equal(reference.images(range(len(pictures)), read_manifest(bundle / MANIFEST_FILE)), wanted)
 
 
 @pytest.mark.usefixtures("traced_once")
