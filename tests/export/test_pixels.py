@@ -212,6 +212,13 @@ def test_split_weights_are_the_weights_and_exact_in_any_engine(target: int, shru
     np.testing.assert_allclose(matrix.sum(axis=1), 2**22, atol=matrix.shape[1])
 
 
+def test_a_picture_that_would_become_enormous_costs_no_more_than_its_crop() -> None:
+    config, size = preparing(size=(64, 64)), (1, 5000)
+
+    agree(noise_pixels(1, *size), config, most=0)
+    agree(noise_pixels(1, *size), config, most=0, size=size, resize=MATMUL)
+
+
 def test_pictures_that_would_shrink_too_far_are_refused() -> None:
     with pytest.raises(UsageError, match="give a smaller pixels_size"):
         split(weights(3000, 2, "bicubic"))

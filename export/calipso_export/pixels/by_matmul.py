@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calipso_export.pixels.filters import PRECISION_BITS, centre, is_vertical_first, split, weights
+from calipso_export.pixels.filters import PRECISION_BITS, is_vertical_first, split, weights
 from calipso_export.pixels.nodes import COLUMNS, ROWS, Nodes, fixed_point
 from calipso_runtime.bundle import Preprocess
 from calipso_runtime.pixel_input import CHANNEL_ORDERS, PixelInput
@@ -36,7 +36,7 @@ def levels(nodes: Nodes, pixels: ir.Value, given: PixelInput, config: Preprocess
         axes.reverse()
     matrices = {}
     for axis, source, target, size in zip((ROWS, COLUMNS), given.size, resized, config.size, strict=True):
-        matrix = _of_the_crop(weights(source, target, resample_name(config)), size)
+        matrix = weights(source, target, resample_name(config), crop=size)
         # Neither pass mixes what the other one drops.
         used = np.flatnonzero(matrix.any(axis=0))
         first, last = int(used[0]), int(used[-1]) + 1
@@ -47,14 +47,6 @@ def levels(nodes: Nodes, pixels: ir.Value, given: PixelInput, config: Preprocess
         if not _is_identity(matrices[axis]):
             planes = _one_pass(nodes, planes, matrices[axis], axis)
     return _padded(nodes, planes, resized, config)
-
-
-def _of_the_crop(matrix: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
-    """The rows that a centred crop keeps."""
-    if len(matrix) <= size:
-        return matrix
-    start = centre(len(matrix), size)
-    return matrix[start : start + size]
 
 
 def _is_identity(matrix: npt.NDArray[np.int64]) -> bool:

@@ -20,14 +20,23 @@ CUBIC_A = -0.5
 TALL = 100
 
 
-def weights(source: int, target: int, interpolation: str) -> npt.NDArray[np.int64]:
-    """The weights of one pass, int64 [target,source], in units of 2**-22."""
+def weights(source: int, target: int, interpolation: str, *, crop: int | None = None) -> npt.NDArray[np.int64]:
+    """The weights of one pass, int64 [target,source], in units of 2**-22; with a crop, of its rows alone.
+
+    Args:
+        source: pixels along the axis.
+        target: pixels that they become.
+        interpolation: "bicubic" or "bilinear".
+        crop: how many of these a centred crop keeps, where they are more.
+    """
+    kept = target if crop is None else min(crop, target)
+    start = round((target - kept) / 2.0)  # halves to even, as torchvision rounds
     scale = source / target
     filter_scale = max(scale, 1.0)
     support = SUPPORT[interpolation] * filter_scale
-    matrix = np.zeros((target, source), np.int64)
-    for place in range(target):
-        centre = (place + 0.5) * scale
+    matrix = np.zeros((kept, source), np.int64)
+    for place in range(kept):
+        centre = (start + place + 0.5) * scale
         first = max(int(centre - support + 0.5), 0)
         last = min(int(centre + support + 0.5), source)
         at = (np.arange(first, last) - centre + 0.5) * (1.0 / filter_scale)
@@ -91,8 +100,3 @@ def _bilinear(at: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 _FILTERS = {"bicubic": _bicubic, "bilinear": _bilinear}
-
-
-def centre(size: int, crop: int) -> int:
-    """Where a centred crop starts, halves rounded to even as torchvision rounds them."""
-    return round((size - crop) / 2.0)
