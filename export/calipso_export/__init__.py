@@ -33,10 +33,10 @@ def export(config: ExportConfig, progress: Progress = silent) -> "tuple[Manifest
     # torch and open_clip take seconds to import: not for whoever only builds a configuration.
     from calipso_export.pipeline import run_steps
     from calipso_export.precision import candidates
-    from calipso_export.steps import STEPS
+    from calipso_export.steps import steps_for
     from calipso_runtime.bundle import Manifest
 
     # Before any long work: whether there is such a precision, and the opset has it.
     candidates(config)
-    made = run_steps(STEPS, config, progress)
+    made = run_steps(steps_for(config), config, progress)
     return made[Manifest], made[Parity]

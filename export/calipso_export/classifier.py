@@ -1,4 +1,4 @@
-"""The one module that is traced: image, or points, in; logits and what else was asked for out."""
+"""The modules that are traced: image, or points, in; logits and what else was asked for out."""
 
 from typing import cast
 
@@ -13,6 +13,7 @@ from calipso_export.heads.few_shot import FoldedHead
 from calipso_export.heads.inputs import InputHead
 from calipso_export.heads.zero_shot import ZeroShotHead
 from calipso_export.towers import Tower
+from calipso_export.towers.text import TextTower
 
 
 class ClassifierModule(nn.Module):
@@ -112,6 +113,32 @@ class TeachableModule(nn.Module):
         if "probabilities" in self.outputs:
             found["probabilities"] = _probabilities(found["logits"], self.temperature)
         return tuple(found[name] for name in self.outputs)
+
+
+class OpenModule(nn.Module):
+    """Both towers as one graph: pictures and texts in; logits over the texts, and the features of both, out.
+
+    Args:
+        tower: image -> (global, tokens).
+        tower_text: token ids -> feature.
+        scale: the checkpoint's exp(logit_scale).
+        bias: its logit bias.
+    """
+
+    def __init__(self, tower: Tower, tower_text: TextTower, *, scale: float, bias: float) -> None:
+        super().__init__()
+        self.tower = tower
+        self.tower_text = tower_text
+        self.scale = scale
+        self.bias = bias
+
+    def forward(self, image: torch.Tensor, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """float32 [B,3,H,W], normalised, and int64 [N,L] -> logits [B,N], features [B,D] and [N,D] of length 1."""
+        embedding = functional.normalize(self.tower(image)[0], dim=-1)
+        text = functional.normalize(self.tower_text(token_ids), dim=-1)
+        logits = embedding @ (text * self.scale).T
+        # An addition of 0 would stand in the graph.
+        return (logits + self.bias if self.bias else logits), embedding, text
 
 
 def _probabilities(logits: torch.Tensor, temperature: float) -> torch.Tensor:

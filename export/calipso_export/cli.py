@@ -13,10 +13,13 @@ from rich.table import Table
 from calipso_export.classes import read_classes
 from calipso_export.config import (
     AS_INPUTS,
+    EMBED,
     HEAD_MODES,
     INPUTS,
     IO_DTYPES,
     NO_CALIP,
+    NO_OPEN_CALIP,
+    OPEN,
     OPSETS,
     TARGETS,
     VIEW_COUNTS,
@@ -73,7 +76,12 @@ _PATH = click.Path(path_type=Path)
     "--unknown-at", type=float, metavar="SHARE", help="Call pictures unknown; so many strangers may pass (0.05)."
 )
 @click.option("--epochs", type=int, help="Augmented views averaged into each key (default 10; 0: the photo as it is).")
-@click.option("--head-mode", type=click.Choice(HEAD_MODES), help="inputs: classes can be taught later (default baked).")
+@click.option(
+    "--head-mode",
+    type=click.Choice(HEAD_MODES),
+    help="inputs: classes can be taught later; open: any labels; embed: the towers apart (default baked).",
+)
+@click.option("--embed", "head_mode", flag_value=EMBED, help="Short for --head-mode embed.")
 @click.option("--skip-unreadable", is_flag=True, default=None, help="Leave out photos that cannot be decoded.")
 @click.option("--outputs", metavar="NAMES", help="What the graph gives, out of logits,embedding,probabilities,tokens.")
 @click.option("--config", "config_file", type=_PATH, metavar="FILE.toml", help="Settings; flags win over them.")
@@ -180,7 +188,8 @@ def _config(config_file: Path | None, flags: dict[str, Any]) -> ExportConfig:
         # A flag chooses other weights: the file's choice must not stand beside it.
         settings = {name: value for name, value in settings.items() if name not in _WEIGHTS}
     settings |= given
-    missing = [f"--{name}" for name in ("model", "classes", "output") if name not in settings]
+    needed = ("model", "output") if settings.get("head_mode") in (OPEN, EMBED) else ("model", "classes", "output")
+    missing = [f"--{name}" for name in needed if name not in settings]
     if missing:
         message = f"missing {', '.join(missing)}: give them as flags or in --config FILE.toml"
         raise UsageError(message)
@@ -194,8 +203,9 @@ def _config(config_file: Path | None, flags: dict[str, Any]) -> ExportConfig:
 
 def _check_calip(settings: dict[str, Any]) -> None:
     """Where it is asked for by name; where it is not, a head that is an input goes without."""
-    if settings.get("head_mode") == AS_INPUTS and settings.get("calip"):
-        raise UsageError(NO_CALIP)
+    mode = settings.get("head_mode")
+    if settings.get("calip") and mode in (AS_INPUTS, OPEN, EMBED):
+        raise UsageError(NO_CALIP if mode == AS_INPUTS else NO_OPEN_CALIP)
 
 
 def _gate(text: str) -> tuple[str, float]:
@@ -246,7 +256,8 @@ def _print(console: Console, parity: "Parity") -> None:
 
 
 def _head_table(manifest: "Manifest") -> Table:
-    table = Table(title=f"{manifest.model['name']}, {len(manifest.labels)} classes", title_justify="left")
+    labels = "any labels" if manifest.takes_labels else f"{len(manifest.labels)} classes"
+    table = Table(title=f"{manifest.model['name']}, {labels}", title_justify="left")
     for column in ("head", "parameters", "chosen by"):
         table.add_column(column)
     table.add_row("zero-shot", f"scale {manifest.model['logit_scale']:.2f}", manifest.prompts["source"])

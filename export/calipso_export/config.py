@@ -26,10 +26,26 @@ VIEW_COUNTS = (6, 10)
 # By name, beside weights that are given: the same for all views, or searched on the shots.
 EQUAL, SEARCH = "equal", "search"
 _FEWEST_POINTS = 1
-BAKED, AS_INPUTS = HEAD_MODES = ("baked", "inputs")
+BAKED, AS_INPUTS, OPEN, EMBED = HEAD_MODES = ("baked", "inputs", "open", "embed")
+# What the graphs of a bundle give that takes any labels.
+OPEN_OUTPUTS = ("logits", "embedding")
 NO_CALIP = (
     "CALIP does not go with head_mode inputs: what is taught is calibrated, and checked in numpy, from embeddings "
     "alone, and CALIP needs every token of every photo. Leave --calip, --calip-fs, --b2 and --b3 away, or bake the head"
+)
+NO_OPEN_CALIP = (
+    "CALIP does not go with head modes open and embed: its weights are searched on example photos of known classes. "
+    "Leave --calip, --b2 and --b3 away, or bake the head"
+)
+# What needs classes that are known at the export: setting, the value that leaves it out, and what to do instead.
+_NEEDS_CLASSES = (
+    ("shots", None, "example photos belong to classes: give pictures as --verify-data or --calib-data"),
+    ("cache_file", None, "keys belong to classes"),
+    ("text_weights", None, "text features belong to classes, and this bundle makes those of any text itself"),
+    ("alpha", None, "it weighs a cache, and keys belong to classes"),
+    ("b2", None, "CALIP is searched on example photos, and needs every token of every picture"),
+    ("unknown_at", None, "a threshold is found on example photos"),
+    ("head", DEFAULT, "few-shot heads are fitted on example photos"),
 )
 # What may be overridden of open_clip's `preprocess_cfg`; the size is the model's own.
 _PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
@@ -53,7 +69,8 @@ class ExportConfig:
 
     Attributes:
         model: an open_clip model name, or the path of an open_clip model configuration (`.json`).
-        classes: class names, in the order of the logits.
+        classes: class names, in the order of the logits; of head modes "open" and "embed" those that are meant where a
+            call names none, and there may be none.
         output: the bundle to write, a directory.
         pretrained: an open_clip pretrained tag; downloads the weights. One of these three is needed:
         checkpoint: a `.safetensors` file, or a `torch.save` file that loads with `weights_only=True`.
@@ -88,8 +105,9 @@ class ExportConfig:
             which a picture is unknown, on the shots. No threshold where None.
         epochs: augmented views of each photo that are averaged into its key; 0 for the photo as it is, which is what
             a class that is taught later is made of.
-        head_mode: "baked": text weights and cache are constants of the graph; or "inputs": they are inputs of it, so
-            that classes can be taught later. Then there is no CALIP.
+        head_mode: "baked": text weights and cache are constants of the graph; "inputs": they are inputs of it, so
+            that classes can be taught later; "open": the text tower is in the graph too, and takes any labels; or
+            "embed": the towers are two graphs. CALIP goes with the first alone.
         skip_unreadable: leave out photos that cannot be decoded, and report them.
         outputs: what the graph gives; `logits` is one of them.
         opset: ONNX opset of the graph.
@@ -115,8 +133,8 @@ class ExportConfig:
     """
 
     model: str
-    classes: tuple[str, ...]
     output: Path
+    classes: tuple[str, ...] = ()
     pretrained: str | None = None
     checkpoint: Path | None = None
     random_init: int | None = None
@@ -171,7 +189,8 @@ class ExportConfig:
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, Path(value))
-        object.__setattr__(self, "classes", check_classes(self.classes, source="the class list"))
+        if self.classes or not self.takes_labels:
+            object.__setattr__(self, "classes", check_classes(self.classes, source="the class list"))
         self._check_pin()
         self._check_gates()
         self._check_weights()
@@ -199,6 +218,11 @@ class ExportConfig:
         size = _pixels_size(self.pixels_size)
         form = self.resize_form or (OP if size is None else MATMUL)
         return PixelInput(channels=self.channel_order, size=size, resize=form, passes=passes_of(PIL.__version__))
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the text tower is in the bundle, and labels are given when it is used."""
+        return self.head_mode in (OPEN, EMBED)
 
     @property
     def weights_of_views(self) -> tuple[float, ...] | None:
@@ -345,9 +369,12 @@ class ExportConfig:
 
     def _check_head_mode(self) -> None:
         if self.head_mode not in HEAD_MODES:
-            message = f"head_mode is {self.head_mode!r}: expected {' or '.join(HEAD_MODES)}"
+            message = f"head_mode is {self.head_mode!r}: expected one of {', '.join(HEAD_MODES)}"
             raise UsageError(message)
         if self.head_mode == BAKED:
+            return
+        if self.takes_labels:
+            self._check_open()
             return
         if self.b2 is not None:
             raise UsageError(NO_CALIP)
@@ -360,6 +387,28 @@ class ExportConfig:
         if "embedding" not in self.outputs:
             message = f"outputs are {self.outputs}: with head_mode inputs `embedding` is one, classes are taught by it"
             raise UsageError(message)
+
+    def _check_open(self) -> None:
+        for name, absent, reason in _NEEDS_CLASSES:
+            if getattr(self, name) != absent:
+                message = (
+                    f"{name} does not go with head_mode {self.head_mode}: {reason}. Leave it out, or bake the head"
+                )
+                raise UsageError(message)
+        contradictions = (
+            (self.input != INPUTS[0], f"input is {self.input!r}: with head_mode {self.head_mode} it is {INPUTS[0]!r}"),
+            (
+                set(self.outputs) != set(OPEN_OUTPUTS),
+                f"outputs are {self.outputs}: with head_mode {self.head_mode} they are {' and '.join(OPEN_OUTPUTS)}",
+            ),
+            (
+                self.precision == "auto",
+                f"precision auto weighs accuracy on known classes, and head_mode {self.head_mode} has none: name one",
+            ),
+        )
+        for contradicts, message in contradictions:
+            if contradicts:
+                raise UsageError(message)
 
     def _check_precision(self) -> None:
         for name, value, allowed in (("target", self.target, TARGETS), ("io_dtype", self.io_dtype, IO_DTYPES)):

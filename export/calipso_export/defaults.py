@@ -1,4 +1,4 @@
-"""Inputs that have a default while a graph lies in memory: the head, where it is an input.
+"""Inputs that have a default while a graph lies in memory: the head, where it is an input, or token ids.
 
 ONNX lets an initializer have the name of an input. What measures a graph before it is written runs it on pictures
 alone so, with the head that is exported. A written graph has no defaults: engines would take them for constants.
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 
-def give_defaults(graph: ir.Graph, arrays: Mapping[str, npt.NDArray[np.float32]]) -> None:
+def give_defaults(graph: ir.Graph, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
     """Give inputs these values, by name, wherever nobody feeds them."""
     for value in graph.inputs:
         if (array := arrays.get(str(value.name))) is not None:

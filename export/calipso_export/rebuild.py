@@ -13,7 +13,7 @@ import onnx
 import torch
 from onnx import external_data_helper, numpy_helper
 
-from calipso_export.config import ExportConfig
+from calipso_export.config import OPEN_OUTPUTS, ExportConfig
 from calipso_export.front_ends.points import PointsFrontEnd
 from calipso_export.heads import attribute, few_shot_class
 from calipso_export.heads.calip import CalipParameters
@@ -22,6 +22,7 @@ from calipso_export.heads.few_shot import FewShotHead
 from calipso_export.heads.tip_adapter import TipAdapter
 from calipso_export.learned_text import digest_of, read_text_weights
 from calipso_export.models import LoadedModel, load_model
+from calipso_export.probes import Probes, probe
 from calipso_export.progress import Progress
 from calipso_export.reference import HeadTensors
 from calipso_export.templates import Prompts
@@ -45,6 +46,7 @@ class Rebuilt:
         prompts: what its text features are made of.
         heads: what its heads are made of.
         given: the head, where it is an input of the graph.
+        probes: what the logits are over, where the bundle takes any labels.
     """
 
     config: ExportConfig
@@ -52,6 +54,7 @@ class Rebuilt:
     prompts: Prompts
     heads: HeadTensors
     given: Head | None = None
+    probes: Probes | None = None
 
 
 def rebuild(
@@ -97,17 +100,20 @@ def rebuild(
     text = None
     if text_weights is not None:
         text = _learned(text_weights, manifest, bundle)
-    elif encode_text and prompts.text_weights is None:
+    elif encode_text and prompts.text_weights is None and not manifest.takes_labels:
         text = text_features(loaded, manifest.labels, prompts, progress)
     given = read_head(path, manifest) if is_input(manifest) else None
-    if given is not None:
+    probes = probe(loaded, manifest.labels, prompts) if manifest.takes_labels else None
+    if probes is not None:
+        heads = HeadTensors(text=probes.features)
+    elif given is not None:
         heads = _given_heads(given, text, manifest)
     else:
         arrays = _initializers(path, (attribute(manifest.few_shot["name"]) + ".", _CALIP))
         if text is None:
             text = torch.from_numpy(_found(arrays, _TEXT_WEIGHT, path)).T.contiguous() / loaded.scale
         heads = _heads(manifest, text, arrays, path)
-    return Rebuilt(config=config, model=loaded, prompts=prompts, heads=heads, given=given)
+    return Rebuilt(config=config, model=loaded, prompts=prompts, heads=heads, given=given, probes=probes)
 
 
 def _config(
@@ -135,7 +141,7 @@ def _config(
         output=bundle,
         opset=manifest.graph["opset"],
         head_mode=manifest.head["kind"],
-        outputs=tuple(manifest.graph["outputs"]),
+        outputs=OPEN_OUTPUTS if manifest.takes_labels else tuple(manifest.graph["outputs"]),
         preprocess={name: value for name, value in preprocess.items() if name != "size"},
         text_weights=Path(manifest.prompts["source"]) if "text_weights" in manifest.prompts else None,
         **folders,

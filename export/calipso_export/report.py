@@ -26,6 +26,8 @@ def report_html(manifest: Manifest, parity: dict[str, Any], curves: dict[str, li
     """One self-contained page."""
     model, few_shot = manifest.model, manifest.few_shot
     title = f"{model['name']}, {len(manifest.labels)} classes"
+    if manifest.takes_labels:
+        title = f"{model['name']}, for any labels"
     weights = ", ".join(f"{key} {value}" for key, value in model["weights"].items() if key != "sha256")
     warning = "<p class=failed>The weights are random: this bundle measures, it does not classify.</p>"
     parts = [
@@ -118,11 +120,15 @@ def _parity(parity: dict[str, Any]) -> str:
 
 
 def made_anew(parity: dict[str, Any]) -> list[str]:
-    """One line about each thing that both sides share, and how well a sample of it could be made again."""
+    """One line about each thing that both sides share, how well a sample of it could be made again; and about texts."""
     return [
         f"{what} made anew with open_clip's own forward: {check['checked']} of {check['of']}, "
         f"lowest cosine {check['min_cosine']:.7f}"
         for what, check in parity["made_anew"].items()
+    ] + [
+        f"{len(parity['texts']['asked'])} texts by {name} against open_clip's encode_text: worst relative error "
+        f"{found['relative_error']:.1e}, lowest cosine {found['min_cosine']:.7f}"
+        for name, found in parity.get("texts", {"by_file": {}})["by_file"].items()
     ]
 
 

@@ -65,11 +65,12 @@ def reverify(
             pictures = read_pictures(data, manifest.labels, rebuilt.model.front_end)
             check_readable([str(each.content) for each in pictures.pictures], rebuilt.model.front_end, progress)
         checks = {}
-        if rebuilt.prompts.text_weights is None:
+        if rebuilt.prompts.text_weights is None and rebuilt.probes is None:
             checks["text"] = check_text(rebuilt.model, manifest.labels, rebuilt.prompts, rebuilt.heads.text)
         eager = EagerClassifier(rebuilt.model, rebuilt.heads, with_tokens="tokens" in classifier.outputs)
         answers = ask_eager(eager, pictures, progress)
-        return verify({bundle.name: classifier}, answers, checks, gates=_gates(bundle, manifest), progress=progress)
+        gates = _gates(bundle, manifest)
+        return verify({bundle.name: classifier}, answers, checks, gates=gates, probes=rebuilt.probes, progress=progress)
 
 
 def _gates(bundle: Path, manifest: Manifest) -> Gates:

@@ -12,7 +12,6 @@ from calipso_export.clip import open_clip
 from calipso_runtime.errors import ModelError
 from calipso_runtime.tokenizer import CLIP, CLIPS, HF, TokenizerSettings
 
-TOKENIZER_FILE = "tokenizer.json"
 _CLEANINGS = ("lower", "whitespace", "canonicalize")
 _END_OF_WORD = "</w>"
 # The rest of SimpleTokenizer's expression, behind its special tokens. Checked, since it is restated below.

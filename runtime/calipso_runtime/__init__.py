@@ -10,6 +10,7 @@ Importing this needs numpy alone. An engine is imported by `load`, Pillow by the
 
 from calipso_runtime.backends import GpuOptions
 from calipso_runtime.classifier import Classifier
+from calipso_runtime.embedder import Embedder
 from calipso_runtime.errors import (
     BackendError,
     BackendUnavailableError,
@@ -30,7 +31,7 @@ from calipso_runtime.errors import (
     TeachingError,
     UsageError,
 )
-from calipso_runtime.loading import load
+from calipso_runtime.loading import load, load_embedder
 from calipso_runtime.prediction import Prediction, Score
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Classifier",
     "DeviceLostError",
     "DeviceMemoryError",
+    "Embedder",
     "EngineBuildError",
     "GpuOptions",
     "ImageError",
@@ -58,6 +60,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "load",
+    "load_embedder",
 ]
 
 # What `__version__` says where the package runs from its source tree, without being installed.

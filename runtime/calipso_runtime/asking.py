@@ -21,8 +21,6 @@ Prepared: TypeAlias = Float32 | npt.NDArray[np.uint8]
 # What one and many of an input are called in messages.
 _ONE = {IMAGE: "image", POINTS: "points", PIXELS: "image"}
 _MANY = {IMAGE: "images", POINTS: "clouds", PIXELS: "images"}
-LOGITS = "logits"
-EMBEDDING = "embedding"
 # Pictures that are decoded and computed together. Larger batches gain little on a CPU and take memory.
 DEFAULT_BATCH = 32
 

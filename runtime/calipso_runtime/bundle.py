@@ -10,6 +10,8 @@ A bundle is a directory:
     search.json     validation curves, where parameters were searched
     reference.npz   some of the pictures, and eager PyTorch's answers, to check engines with
     head.npz        text features and keys, where the head is an input of the graph
+    tokenizer.json  texts to token ids, where the bundle has a text tower
+    text.onnx       the text tower, where it is a graph of its own; text.onnx.data and text.ort.onnx as above
 
 The manifest, less what can only be known once the graph is written (`files`, `parity`), is also in
 the graph's own metadata, beside a digest of the file: a bare `.onnx` is enough for the runtime.
@@ -41,6 +43,10 @@ REPORT_FILE = "report.html"
 SEARCH_FILE = "search.json"
 REFERENCE_FILE = "reference.npz"
 HEAD_FILE = "head.npz"
+TOKENIZER_FILE = "tokenizer.json"
+# The text tower, where it is a graph of its own.
+TEXT_FILE = "text.onnx"
+ORT_TEXT_FILE = "text.ort.onnx"
 
 METADATA_MANIFEST = "calipso.manifest"
 METADATA_DIGEST = "calipso.sha256"
@@ -53,9 +59,17 @@ DIGEST_PLACEHOLDER = b"sha256:" + b"0" * 64
 
 _RESIZE_MODES = ("shortest", "longest", "squash")
 _INTERPOLATIONS = ("bicubic", "bilinear")
-_TABLES = ("input", "model", "prompts", "head", "graph", "tools", "files", "confidence")
+_TABLES = ("input", "model", "prompts", "head", "graph", "tools", "files", "confidence", "tokenizer")
 # What a graph may take: its first input. A bundle that does not say takes pictures.
 IMAGE, POINTS, PIXELS = INPUTS = ("image", "points", "pixels")
+# ONNX Runtime's own graph of each.
+ORT_FILES = {MODEL_FILE: ORT_MODEL_FILE, TEXT_FILE: ORT_TEXT_FILE}
+# What it gives.
+LOGITS, EMBEDDING = "logits", "embedding"
+# Beside it, where the text tower is in the bundle: int64 [N,L]; and what becomes of it.
+TOKEN_IDS, TEXT_EMBEDDING = "token_ids", "text_embedding"
+# Of head kinds, those that take any labels: both towers in one graph, or apart.
+OPEN, EMBED = OPEN_KINDS = ("open", "embed")
 _AXES = 3
 
 Json = Mapping[str, Any]
@@ -105,19 +119,22 @@ class Manifest:
     """What `manifest.json` says.
 
     Attributes:
-        labels: class names, in the order of the logits.
+        labels: class names, in the order of the logits; of kinds "open" and "embed" those that are meant where a call
+            names none, and there may be none.
         preprocess: how a picture becomes the graph's input; its size is that of the tower's images in any case.
         input: `name` of the graph's input, "image", "points" or "pixels"; of points how many (`points`), and how they
             are projected; of pixels what `PixelInput` says.
         precision: type of the graph's arithmetic, "fp32".
         model: name, family, embed_dim, logit_scale, logit_bias, and where the weights came from.
         prompts: templates, or prompts per class, that made the text weights.
-        head: the parameters of CALIP and of the few-shot head, and how they were chosen; `kind` is "baked", or "inputs"
-            where text features and keys are inputs of the graph.
+        head: the parameters of CALIP and of the few-shot head, and how they were chosen; `kind` is "baked", "inputs"
+            where text features and keys are inputs of the graph, "open" where token ids are one, or "embed" where
+            the text tower is a graph of its own.
         graph: opset, inputs and outputs by name, node count.
         tools: version of every tool that took part.
         confidence: the temperature of the probabilities and the threshold for "unknown", and how they were found;
             empty in bundles without.
+        tokenizer: settings of `tokenizer.json` and its sha256, where the bundle has a text tower; else empty.
         files: sha256 and bytes of every other file of the bundle; empty in a graph's own metadata.
         parity: "passed", "failed", or "unknown" in a graph's own metadata.
     """
@@ -134,7 +151,13 @@ class Manifest:
     files: Json = dataclasses.field(default_factory=dict)
     parity: str = "unknown"
     confidence: Json = dataclasses.field(default_factory=dict)
+    tokenizer: Json = dataclasses.field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the text tower is in the bundle, and labels are given when it is used."""
+        return self.head.get("kind") in OPEN_KINDS
 
     @property
     def input_name(self) -> str:
@@ -275,8 +298,12 @@ def file_entry(path: Path) -> dict[str, Any]:
 
 def weights_file(path: Path) -> Path:
     """Where a graph keeps weights that are not in itself: beside it, or in the graph that it is a variant of."""
-    data = path.with_name(EXTERNAL_DATA_FILE)
-    return path.with_name(MODEL_FILE) if path.name == ORT_MODEL_FILE and not data.exists() else data
+    portable = {name: graph for graph, name in ORT_FILES.items()}.get(path.name)
+    if portable == TEXT_FILE and not path.with_name(TEXT_FILE).exists():
+        # Both towers are in one graph.
+        portable = MODEL_FILE
+    data = path.with_name(f"{TEXT_FILE}.data" if TEXT_FILE in (path.name, portable) else EXTERNAL_DATA_FILE)
+    return data if portable is None or data.exists() else path.with_name(portable)
 
 
 def seal_model(path: Path) -> str:

@@ -12,18 +12,9 @@ from typing import TypeVar, cast, overload
 import numpy as np
 import numpy.typing as npt
 
-from calipso_runtime.asking import (
-    DEFAULT_BATCH,
-    EMBEDDING,
-    LOGITS,
-    Asker,
-    Float32,
-    Prepared,
-    as_float32,
-    check_positive,
-)
+from calipso_runtime.asking import DEFAULT_BATCH, Asker, Float32, Prepared, as_float32, check_positive
 from calipso_runtime.backends import Backend, HeadBackend
-from calipso_runtime.bundle import Manifest
+from calipso_runtime.bundle import EMBEDDING, LOGITS, TEXT_EMBEDDING, TOKEN_IDS, Manifest
 from calipso_runtime.confidence import Confidence
 from calipso_runtime.cuda.arrays import DeviceImages
 from calipso_runtime.errors import CalipsoWarning, ImageError, InputError, TeachingError, UsageError
@@ -32,6 +23,7 @@ from calipso_runtime.head.teacher import Change, Teacher
 from calipso_runtime.inputs import Images, Item
 from calipso_runtime.pictures import Source
 from calipso_runtime.prediction import Prediction, rank
+from calipso_runtime.texts import TextHead, Texts
 
 _AnyItem = TypeVar("_AnyItem", bound=Item)
 
@@ -71,6 +63,9 @@ class Classifier:
     A call that classifies meanwhile answers with the classes from before or from after, a call of many batches with
     the same throughout; `classify_stream` takes a change over between two batches.
 
+    A bundle exported with `--head-mode open` or `--embed` takes any labels, or prompts as they are: their features are
+    made once, and those that come again are remembered.
+
     Attributes:
         manifest: what the bundle says of itself.
         confidence: the temperature of its probabilities, and below which one a picture is unknown.
@@ -81,22 +76,31 @@ class Classifier:
     """
 
     def __init__(
-        self, engine: Backend, manifest: Manifest, *, backend_reason: str, teacher: Teacher | None = None
+        self,
+        engine: Backend,
+        manifest: Manifest,
+        *,
+        backend_reason: str,
+        teacher: Teacher | None = None,
+        texts: Texts | None = None,
     ) -> None:
         self._live = _Live(engine, manifest.labels if teacher is None else teacher.head.labels)
         self._teacher = teacher
+        self._texts = texts
         self._teaching = threading.Lock()
         self.manifest = manifest
         self.confidence = Confidence.from_json(manifest.confidence)
         self.backend = engine.name
         self.provider = engine.provider
         self.backend_reason = backend_reason
-        self.outputs = tuple(output.name for output in engine.outputs)
+        # Features of texts are of no picture: `embed_text` gives them.
+        given = [output.name for output in engine.outputs if output.name != TEXT_EMBEDDING]
+        self.outputs = tuple(given) if LOGITS in given else (LOGITS, *given)
         self._asker = Asker(engine, manifest)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Class names, in the order of the logits."""
+        """Class names, in the order of the logits; of a bundle that takes any, those meant where a call names none."""
         return self._live.labels
 
     def __repr__(self) -> str:
@@ -119,6 +123,8 @@ class Classifier:
         """
         with self._teaching:
             self._live.engine.close()
+            if self._texts is not None:
+                self._texts.close()
             if self._teacher is None:
                 return
             self._teacher.close()
@@ -191,9 +197,10 @@ class Classifier:
 
     def _begin(self) -> Teacher:
         if self._teacher is None:
+            why = "takes any labels and keeps none" if self._texts is not None else "has its head baked into its graph"
             message = (
-                "the head of this bundle is baked into its graph, so it cannot be taught: export it again with "
-                "--head-mode inputs (head_mode='inputs')"
+                f"this bundle {why}, so it cannot be taught: export it again with --head-mode inputs "
+                "(head_mode='inputs')"
             )
             raise TeachingError(message)
         self._teacher.begin()
@@ -207,46 +214,98 @@ class Classifier:
 
     # A str is a sequence of str: the first signature that fits counts, here as at run time.
     @overload
-    def classify(self, images: Source, *, top: int = ..., batch: int = ...) -> Prediction: ...  # type: ignore[overload-overlap]
-    @overload
-    def classify(self, images: Sequence[Item], *, top: int = ..., batch: int = ...) -> list[Prediction]: ...
+    def classify(  # type: ignore[overload-overlap]
+        self,
+        images: Source,
+        *,
+        labels: Sequence[str] | None = ...,
+        prompts: Sequence[str] | None = ...,
+        top: int = ...,
+        batch: int = ...,
+    ) -> Prediction: ...
     @overload
     def classify(
-        self, images: Images | DeviceImages, *, top: int = ..., batch: int = ...
+        self,
+        images: Sequence[Item],
+        *,
+        labels: Sequence[str] | None = ...,
+        prompts: Sequence[str] | None = ...,
+        top: int = ...,
+        batch: int = ...,
+    ) -> list[Prediction]: ...
+    @overload
+    def classify(
+        self,
+        images: Images | DeviceImages,
+        *,
+        labels: Sequence[str] | None = ...,
+        prompts: Sequence[str] | None = ...,
+        top: int = ...,
+        batch: int = ...,
     ) -> Prediction | list[Prediction]: ...
     def classify(
-        self, images: Images | DeviceImages, *, top: int = DEFAULT_TOP, batch: int = DEFAULT_BATCH
+        self,
+        images: Images | DeviceImages,
+        *,
+        labels: Sequence[str] | None = None,
+        prompts: Sequence[str] | None = None,
+        top: int = DEFAULT_TOP,
+        batch: int = DEFAULT_BATCH,
     ) -> Prediction | list[Prediction]:
         """The best classes of each picture.
 
         Args:
             images: see the class.
+            labels: the classes, of a bundle that takes any; each counts once. None are the bundle's own.
+            prompts: instead of labels: texts that are encoded as they are.
             top: how many classes, at most all of them.
             batch: how many pictures are decoded and computed together.
         """
         check_positive("top", top)
-        live = self._live
+        live = self._live_of(_once(labels), _once(prompts))
         logits, single = self._asker.answers(live.engine, images, LOGITS, batch=batch)
         predictions = [rank(row, live.labels, top, self.confidence) for row in logits]
         return predictions[0] if single else predictions
 
-    def logits(self, images: Images | DeviceImages, *, batch: int = DEFAULT_BATCH) -> Float32:
-        """The graph's logits: float32 [K] for one picture, [N,K] for many."""
-        values, single = self._asker.answers(self._live.engine, images, LOGITS, batch=batch)
+    def logits(
+        self,
+        images: Images | DeviceImages,
+        *,
+        labels: Sequence[str] | None = None,
+        prompts: Sequence[str] | None = None,
+        batch: int = DEFAULT_BATCH,
+    ) -> Float32:
+        """The logits: float32 [K] for one picture, [N,K] for many; labels and prompts see `classify`."""
+        engine = self._live_of(labels, prompts).engine
+        values, single = self._asker.answers(engine, images, LOGITS, batch=batch)
         return values[0] if single else values
 
-    def probabilities(self, images: Images | DeviceImages, *, batch: int = DEFAULT_BATCH) -> npt.NDArray[np.float64]:
+    def probabilities(
+        self,
+        images: Images | DeviceImages,
+        *,
+        labels: Sequence[str] | None = None,
+        prompts: Sequence[str] | None = None,
+        batch: int = DEFAULT_BATCH,
+    ) -> npt.NDArray[np.float64]:
         """Softmax of the logits over the bundle's temperature: float64 [K] for one picture, [N,K] for many."""
-        return self.confidence.probabilities(self.logits(images, batch=batch))
+        return self.confidence.probabilities(self.logits(images, labels=labels, prompts=prompts, batch=batch))
 
     def run(
-        self, images: Images | DeviceImages, outputs: Sequence[str] = (LOGITS,), *, batch: int = DEFAULT_BATCH
+        self,
+        images: Images | DeviceImages,
+        outputs: Sequence[str] = (LOGITS,),
+        *,
+        prompts: Sequence[str] | None = None,
+        batch: int = DEFAULT_BATCH,
     ) -> dict[str, Float32]:
         """The graph's outputs by name, as the engine gives them: infinities and NaN are not refused here.
 
         Args:
             images: see the class.
             outputs: names out of `outputs`.
+            prompts: of a bundle that takes any labels: what the logits are over, a text each; where the engine runs a
+                graph of both towers, it is that graph that gives them.
             batch: how many pictures are decoded and computed together.
 
         Returns:
@@ -260,9 +319,9 @@ class Classifier:
             message = f"outputs are {tuple(outputs)}: this bundle's graph has {', '.join(self.outputs)}"
             raise UsageError(message)
         check_positive("batch", batch)
-        live = self._live
-        batches, single = self._asker.batches(live.engine, images, batch)
-        parts = [as_float32(self._asker.ask(live.engine, each, outputs)) for each in batches]
+        engine = self._engine_for(outputs, prompts)
+        batches, single = self._asker.batches(engine, images, batch)
+        parts = [as_float32(self._asker.ask(engine, each, outputs)) for each in batches]
         joined = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
         return {name: values[0] for name, values in joined.items()} if single else joined
 
@@ -278,21 +337,44 @@ class Classifier:
         values, single = self._asker.answers(self._live.engine, images, EMBEDDING, batch=batch)
         return values[0] if single else values
 
+    def embed_text(self, texts: Sequence[str]) -> Float32:
+        """The model's features of texts as they are, L2-normalised: float32 [N,D].
+
+        Raises:
+            UsageError: the bundle has no text tower.
+        """
+        return self._text_tower().of_texts(texts)
+
     async def classify_async(
-        self, images: Images | DeviceImages, *, top: int = DEFAULT_TOP, batch: int = DEFAULT_BATCH
+        self,
+        images: Images | DeviceImages,
+        *,
+        labels: Sequence[str] | None = None,
+        prompts: Sequence[str] | None = None,
+        top: int = DEFAULT_TOP,
+        batch: int = DEFAULT_BATCH,
     ) -> Prediction | list[Prediction]:
         """`classify` for asyncio: other tasks go on meanwhile, and other calls run beside it."""
         import asyncio
 
-        return await asyncio.to_thread(self.classify, images, top=top, batch=batch)
+        return await asyncio.to_thread(self.classify, images, labels=labels, prompts=prompts, top=top, batch=batch)
 
     def classify_stream(
-        self, images: Iterable[_AnyItem], *, top: int = DEFAULT_TOP, batch: int = DEFAULT_BATCH, ahead: int = 0
+        self,
+        images: Iterable[_AnyItem],
+        *,
+        labels: Sequence[str] | None = None,
+        prompts: Sequence[str] | None = None,
+        top: int = DEFAULT_TOP,
+        batch: int = DEFAULT_BATCH,
+        ahead: int = 0,
     ) -> Iterator[tuple[_AnyItem, Prediction | ImageError]]:
         """Classify an endless supply, holding no more than one batch of it in memory, and `ahead` more.
 
         Args:
             images: any iterable of single pictures; it is read a batch at a time.
+            labels: see `classify`.
+            prompts: see `classify`.
             top: how many classes, at most all of them.
             batch: how many pictures are decoded and computed together.
             ahead: so many batches are read, decoded and started on a GPU before the first one's answers are given:
@@ -308,17 +390,20 @@ class Classifier:
         if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 0:
             message = f"ahead is {ahead!r}: expected a whole number of at least 0"
             raise InputError(message)
-        return self._stream(iter(images), top, batch, ahead)
+        live = self._live_of(_once(labels), _once(prompts))
+        # What is taught changes from batch to batch; texts are those of the call.
+        fixed = None if self._texts is None else live
+        return self._stream(iter(images), fixed, top, batch, ahead)
 
     def _stream(
-        self, images: Iterator[_AnyItem], top: int, batch: int, ahead: int
+        self, images: Iterator[_AnyItem], fixed: _Live | None, top: int, batch: int, ahead: int
     ) -> Iterator[tuple[_AnyItem, Prediction | ImageError]]:
         start = 0
         under_way: deque[tuple[list[_AnyItem], list[Prepared | ImageError], _Live, Callable[[], Float32]]] = deque()
         while chunk := list(itertools.islice(images, batch)):
             decoded = [self._asker.try_tensor(item, start + place) for place, item in enumerate(chunk)]
             tensors = [value for value in decoded if not isinstance(value, ImageError)]
-            live = self._live
+            live = fixed or self._live
             started = self._asker.start(live.engine, tensors, LOGITS) if tensors else _nothing
             under_way.append((chunk, decoded, live, started))
             if len(under_way) > ahead:
@@ -326,6 +411,49 @@ class Classifier:
             start += len(chunk)
         while under_way:
             yield from self._ranked(*under_way.popleft(), top)
+
+    def _live_of(self, labels: Sequence[str] | None, prompts: Sequence[str] | None) -> _Live:
+        """What a call is answered with: the bundle's classes, or the texts of the call."""
+        if self._texts is None:
+            self._refuse_texts(labels, prompts)
+            return self._live
+        if labels is not None and prompts is not None:
+            message = "labels and prompts are given: give one of them, prompts are encoded as they are"
+            raise InputError(message)
+        names = prompts if prompts is not None else labels
+        if names is None:
+            names = self.labels
+            if not names:
+                message = "this bundle has no labels of its own: give some, labels=['cat', 'dog']"
+                raise InputError(message)
+        features = self._texts.of_labels(names) if prompts is None else self._texts.of_texts(names)
+        return _Live(TextHead(self._live.engine, features, self.manifest), tuple(names))
+
+    def _engine_for(self, outputs: Sequence[str], prompts: Sequence[str] | None) -> Backend:
+        """The graph itself where it gives the logits over prompts."""
+        engine = self._live.engine
+        if self._texts is None or LOGITS not in outputs:
+            self._refuse_texts(None, prompts)
+            return engine
+        if prompts is None:
+            message = "logits of this bundle are over texts that a call names: give prompts=['a photo of a cat.']"
+            raise InputError(message)
+        if all(output.name != LOGITS for output in engine.outputs):
+            return TextHead(engine, self._texts.of_texts(prompts), self.manifest)
+        return cast("HeadBackend", engine).bind({TOKEN_IDS: self._texts.tokenizer(prompts)})
+
+    def _refuse_texts(self, labels: Sequence[str] | None, prompts: Sequence[str] | None) -> None:
+        if self._texts is None and (labels is not None or prompts is not None):
+            self._text_tower()
+
+    def _text_tower(self) -> Texts:
+        if self._texts is None:
+            message = (
+                "this bundle has no text tower, its classes are those of its export: export it again with "
+                "--head-mode open or --embed for labels and texts of any kind"
+            )
+            raise UsageError(message)
+        return self._texts
 
     def _ranked(
         self,
@@ -343,3 +471,8 @@ class Classifier:
 def _nothing() -> Float32:
     """The logits of a batch in which no picture could be decoded."""
     return np.empty((0, 0), np.float32)
+
+
+def _once(names: Sequence[str] | None) -> Sequence[str] | None:
+    """Each name once: two of the same would halve its probability."""
+    return list(dict.fromkeys(names)) if isinstance(names, list | tuple) else names

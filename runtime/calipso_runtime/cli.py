@@ -12,6 +12,7 @@ from calipso_runtime.commands.build import build_command
 from calipso_runtime.commands.check import check_command
 from calipso_runtime.commands.classify import classify_command
 from calipso_runtime.commands.doctor import doctor_command
+from calipso_runtime.commands.embed import embed_command
 from calipso_runtime.commands.inspect import inspect_command
 from calipso_runtime.commands.ship import ship_command
 from calipso_runtime.commands.sign import sign_command
@@ -76,6 +77,7 @@ def calipso() -> None:
 
 calipso.add_command(build_command)
 calipso.add_command(classify_command)
+calipso.add_command(embed_command)
 calipso.add_command(inspect_command)
 calipso.add_command(check_command)
 calipso.add_command(doctor_command)

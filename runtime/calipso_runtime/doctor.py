@@ -57,7 +57,7 @@ def examine() -> Report:
         cpu=devices.cpu_name(),
         cpu_count=devices.cpu_count(),
         memory_bytes=devices.memory_bytes(),
-        packages={name: installed_version(name) for name in ("numpy", "pillow", "click", "rich")},
+        packages={name: installed_version(name) for name in ("numpy", "pillow", "click", "rich", "tokenizers", "ftfy")},
         onnxruntime=installed_version(*_ORT_DISTRIBUTIONS),
         onnxruntime_problem=ort_problem,
         providers=providers,

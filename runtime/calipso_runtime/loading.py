@@ -1,21 +1,50 @@
 """Loads a bundle: hashes first, then an engine, then whether the graph is the one that its manifest promises."""
 
+import contextlib
+import dataclasses
+import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
-from calipso_runtime import devices
-from calipso_runtime.asking import LOGITS, check_positive
+import numpy as np
+import numpy.typing as npt
+
+from calipso_runtime.asking import check_positive
 from calipso_runtime.backends import AUTO, Backend, GpuOptions, HeadBackend, connect
-from calipso_runtime.bundle import PIXELS, Bundle, Manifest, manifest_of_metadata, open_bundle
+from calipso_runtime.bundle import (
+    ORT_FILES,
+    ORT_TEXT_FILE,
+    TEXT_FILE,
+    TOKEN_IDS,
+    TOKENIZER_FILE,
+    Bundle,
+    Manifest,
+    check_seal,
+    open_bundle,
+)
 from calipso_runtime.classifier import Classifier
-from calipso_runtime.errors import BundleCorruptError, BundleError, CalipsoError, CalipsoWarning, UsageError
+from calipso_runtime.embedder import Embedder
+from calipso_runtime.errors import (
+    BackendUnavailableError,
+    BundleCorruptError,
+    BundleError,
+    CalipsoError,
+    CalipsoWarning,
+    UsageError,
+)
+from calipso_runtime.graph_checks import check_graph, check_text_graph, doubts, manifest_of_graph
 from calipso_runtime.head.file import is_input
 from calipso_runtime.head.teacher import open_teacher
+from calipso_runtime.texts import DEFAULT_CACHE_BYTES, Texts
+from calipso_runtime.tokenizer import Tokenizer
 
-_IO_DTYPES = ("float32", "float16")
-_PIXELS_DTYPE = "uint8"
+# A text tower runs on the engine of the pictures; where that is another, on the first of these that is there.
+_TEXT_BACKENDS = ("ort-cuda", "ort", "openvino")
+
+# `backends.connect`, with how it is asked for.
+Connect: TypeAlias = Callable[..., tuple[Backend, str]]
 
 
 def load(
@@ -27,6 +56,7 @@ def load(
     gpu: GpuOptions | None = None,
     require_signature: str | Path | None = None,
     taught: str | Path | bool = True,
+    text_cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> Classifier:
     """Open a bundle, check every hash, and load its graph into an engine.
 
@@ -44,6 +74,7 @@ def load(
             hashed anew.
         taught: where what the bundle is taught is kept, if its head is an input: True is the folder `taught` in it;
             name another where the bundle is read-only. False leaves aside what it was taught, and keeps nothing.
+        text_cache_bytes: memory for features of labels and texts that come again, of a bundle that takes any.
 
     Raises:
         BundleNotFoundError: there is nothing there, or it is not a bundle.
@@ -58,91 +89,154 @@ def load(
         CalipsoWarning: the bundle was written although its parity gate had failed; or its 8-bit weights may
             saturate on this CPU.
     """
-    if threads is not None:
-        check_positive("threads", threads, UsageError)
+    connecting = _connecting(backend, threads, gpu, keep_optimised=keep_optimised)
+    opened = _opened(path, connecting, require_signature, remember=keep_optimised)
+    engine, manifest = opened.engine, opened.manifest
     try:
-        bundle = open_bundle(path, remember=keep_optimised, require_signature=require_signature)
-    except OSError as error:
-        message = f"{path} cannot be read: {error.strerror or error}"
-        raise BundleError(message) from error
-    engine, reason = connect(bundle, backend=backend, threads=threads, keep_optimised=keep_optimised, gpu=gpu)
-    try:
-        manifest = _manifest(bundle, engine)
-        _check_graph(engine, manifest, bundle.model_path)
-        teacher = open_teacher(bundle, manifest, taught) if is_input(manifest) else None
+        teacher = open_teacher(opened.bundle, manifest, taught) if is_input(manifest) else None
         if teacher is not None and teacher.head is not teacher.exported:
             engine = cast("HeadBackend", engine).bind(teacher.head.arrays())
     except CalipsoError:
         engine.close()
         raise
-    if manifest.parity == "failed":
-        message = (
-            f"{path} failed its parity gate: it does not answer like the model it was exported from. "
-            "See its parity.json, and export it again"
-        )
+    for message in doubts(path, engine, manifest):
         warnings.warn(message, CalipsoWarning, stacklevel=2)
-    if engine.name == "ort" and _saturates(manifest):
+    texts = opened.texts(text_cache_bytes) if manifest.takes_labels else None
+    return Classifier(engine, manifest, backend_reason=opened.reason, teacher=teacher, texts=texts)
+
+
+def load_embedder(
+    path: str | Path,
+    *,
+    backend: str = AUTO,
+    threads: int | None = None,
+    keep_optimised: bool = True,
+    gpu: GpuOptions | None = None,
+    require_signature: str | Path | None = None,
+    text_cache_bytes: int = DEFAULT_CACHE_BYTES,
+) -> Embedder:
+    """Open a bundle with a text tower, for features of pictures and of texts.
+
+    Args:
+        path: see `load`, which takes the same.
+        backend: see `load`.
+        threads: see `load`.
+        keep_optimised: see `load`.
+        gpu: see `load`.
+        require_signature: see `load`.
+        text_cache_bytes: memory for features of texts that come again.
+
+    Raises:
+        UsageError: the bundle has no text tower.
+        CalipsoError: see `load`.
+
+    Warns:
+        CalipsoWarning: see `load`.
+    """
+    connecting = _connecting(backend, threads, gpu, keep_optimised=keep_optimised)
+    opened = _opened(path, connecting, require_signature, remember=keep_optimised)
+    if not opened.manifest.takes_labels:
+        opened.engine.close()
         message = (
-            f"{path} holds 8-bit weights, which this CPU (no VNNI) may add up with saturation: answers can be wrong. "
-            "Check them with `calipso verify`, or export again with --reduce-range"
+            f"{path} has no text tower, its labels are fixed: export it again with --embed or --head-mode open, or use "
+            "`load`, whose `embed` gives features of pictures"
         )
+        raise UsageError(message)
+    for message in doubts(path, opened.engine, opened.manifest):
         warnings.warn(message, CalipsoWarning, stacklevel=2)
-    return Classifier(engine, manifest, backend_reason=reason, teacher=teacher)
+    return Embedder(opened.engine, opened.manifest, opened.texts(text_cache_bytes), backend_reason=opened.reason)
 
 
-def _manifest(bundle: Bundle, engine: Backend) -> Manifest:
-    """The bundle's manifest, checked against the graph's own; or the graph's own for a bare `.onnx`."""
-    own = manifest_of_metadata(engine.metadata, source=str(bundle.model_path))
-    if bundle.manifest is None:
-        return own
-    if own.core() != bundle.manifest.core():
-        differing = [key for key, value in own.core().items() if bundle.manifest.core()[key] != value]
-        message = (
-            f"{bundle.path}: its manifest and its graph tell different things about {', '.join(differing)}. "
-            "They come from different exports: export the bundle again"
-        )
-        raise BundleCorruptError(message)
-    return bundle.manifest
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A bundle whose graph an engine has, which is asked for pictures alone."""
+
+    bundle: Bundle
+    manifest: Manifest
+    engine: Backend
+    reason: str
+    open_text: Callable[[], Backend]
+
+    def texts(self, cache_bytes: int) -> Texts:
+        """What encodes texts; nothing of it is opened before the first one."""
+        path = self.bundle.model_path.with_name(TOKENIZER_FILE)
+        open_tokenizer = functools.partial(Tokenizer.from_file, path, self.manifest.tokenizer)
+        return Texts(self.open_text, open_tokenizer, self.manifest, cache_bytes=cache_bytes)
 
 
-def _check_graph(engine: Backend, manifest: Manifest, path: Path) -> None:
-    """Refuse a graph whose inputs and outputs are not those that its manifest promises."""
-    found = {tensor.name: tensor for tensor in (*engine.inputs, *engine.outputs)}
-    promised = {manifest.input_name: (None, *manifest.input_shape), LOGITS: (None, len(manifest.labels))}
-    for name, expected in promised.items():
-        tensor = found.get(name)
-        dtype = _promised_dtype(manifest, name)
-        if tensor is not None and tensor.dtype == dtype and _fits(tensor.shape, expected):
-            continue
-        seen = "is not there" if tensor is None else f"is {tensor.dtype} {list(tensor.shape)}"
-        message = f"{path}: its {name} {seen}, its manifest promises {dtype} {list(expected)}. Export it again"
-        raise BundleCorruptError(message)
+def _connecting(backend: str, threads: int | None, gpu: GpuOptions | None, *, keep_optimised: bool) -> Connect:
+    if threads is not None:
+        check_positive("threads", threads, UsageError)
+    return functools.partial(connect, backend=backend, threads=threads, keep_optimised=keep_optimised, gpu=gpu)
 
 
-def _saturates(manifest: Manifest) -> bool:
-    """Whether eight-bit products may overflow the 16 bits in which x86 CPUs without VNNI add two of them."""
-    if not manifest.precision.startswith("int8") or manifest.graph.get("precision", {}).get("reduce_range"):
-        return False
-    return devices.has_x86_vectors() and not devices.has_vnni()
-
-
-def _promised_dtype(manifest: Manifest, name: str) -> str:
-    """Of an input or output: what the manifest says, "float32" where it says nothing."""
+def _opened(path: str | Path, connecting: Connect, key: str | Path | None, *, remember: bool) -> _Opened:
     try:
-        values = {**manifest.graph.get("inputs", {}), **manifest.graph.get("outputs", {})}
-        dtype = values.get(name, {}).get("dtype", "float32")
-    except (AttributeError, TypeError) as error:
-        message = f"its manifest does not list inputs and outputs by name, with their dtypes: {error}"
-        raise BundleCorruptError(message) from error
-    allowed = (_PIXELS_DTYPE,) if name == PIXELS else _IO_DTYPES
-    if dtype not in allowed:
-        message = f"its manifest promises {name} as {dtype!r}: this version takes {' or '.join(allowed)}"
-        raise BundleCorruptError(message)
-    return str(dtype)
+        bundle = open_bundle(path, remember=remember, require_signature=key)
+    except OSError as error:
+        message = f"{path} cannot be read: {error.strerror or error}"
+        raise BundleError(message) from error
+    engine, reason = connecting(bundle)
+    try:
+        manifest = manifest_of_graph(bundle, engine)
+        check_graph(engine, manifest, bundle.model_path)
+        images, open_text = towers(bundle, manifest, engine, connecting)
+    except CalipsoError:
+        engine.close()
+        raise
+    return _Opened(bundle=bundle, manifest=manifest, engine=images, reason=reason, open_text=open_text)
 
 
-def _fits(shape: Sequence[int | None], expected: Sequence[int | None]) -> bool:
-    """Whether the sizes that are known agree. The batch has to be dynamic, and so has what may be of any size."""
-    if len(shape) != len(expected) or shape[0] is not None:
-        return False
-    return all(size in (None, wanted) for size, wanted in zip(shape[1:], expected[1:], strict=True))
+def towers(
+    bundle: Bundle, manifest: Manifest, engine: Backend, connecting: Connect
+) -> tuple[Backend, Callable[[], Backend]]:
+    """What is asked for pictures alone, and what opens that which is asked for texts alone.
+
+    Args:
+        bundle: whose hashes were checked.
+        manifest: what it says.
+        engine: of its graph.
+        connecting: opens a text tower that is a graph of its own.
+    """
+    if all(each.name != TOKEN_IDS for each in engine.inputs):
+        return engine, functools.partial(_text_tower, bundle, manifest, engine.name, connecting)
+    # One graph: the input that is not asked about is given as little as can be.
+    whole, image = cast("HeadBackend", engine), manifest.input_name
+    open_text = functools.partial(whole.bind, {image: _something(engine, image)})
+    return whole.bind({TOKEN_IDS: _something(engine, TOKEN_IDS)}), open_text
+
+
+def _something(engine: Backend, name: str) -> npt.NDArray[np.generic]:
+    """Zeros that an input takes, a batch of one: not every engine takes a batch of none."""
+    tensor = next(each for each in engine.inputs if each.name == name)
+    return np.zeros([size or 1 for size in tensor.shape], tensor.dtype)
+
+
+def _text_tower(bundle: Bundle, manifest: Manifest, backend: str, connecting: Connect) -> Backend:
+    """The text tower that is a graph of its own, on the engine of the pictures where it can be."""
+    path = bundle.model_path.with_name(ORT_TEXT_FILE if bundle.model_path.name in ORT_FILES.values() else TEXT_FILE)
+    if bundle.manifest is None:
+        if not path.is_file():
+            message = f"{path} is missing: the text tower of {bundle.path.name} is a graph of its own. Copy both"
+            raise BundleCorruptError(message)
+        text = Bundle(path=path, model_path=path, manifest=None, digest=check_seal(path))
+    else:
+        ort_path = bundle.path / ORT_TEXT_FILE if ORT_TEXT_FILE in bundle.manifest.files else None
+        # Of a bundle with one graph there is ONNX Runtime's alone.
+        model_path = path if TEXT_FILE in bundle.manifest.files or ort_path is None else ort_path
+        text = dataclasses.replace(bundle, model_path=model_path, ort_model_path=ort_path)
+    engine = _first(text, (backend,) if backend in _TEXT_BACKENDS else _TEXT_BACKENDS, connecting)
+    try:
+        check_text_graph(engine, manifest, path)
+    except CalipsoError:
+        engine.close()
+        raise
+    return engine
+
+
+def _first(bundle: Bundle, backends: Sequence[str], connecting: Connect) -> Backend:
+    """The first of these backends that is there."""
+    for backend in backends[:-1]:
+        with contextlib.suppress(BackendUnavailableError):
+            return connecting(bundle, backend=backend)[0]
+    return connecting(bundle, backend=backends[-1])[0]

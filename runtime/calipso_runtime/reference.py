@@ -11,6 +11,11 @@
     truth       int64 [N], class index, -1 where it is not known
     edge_cases  int64
     given       int64, how many pictures the export was verified on, edge cases aside
+
+and of a bundle that takes any labels, whose logits are over M texts:
+
+    token_ids       int64 [M,L]
+    text_embedding  float32 [M,D], eager PyTorch's
 """
 
 import dataclasses
@@ -19,21 +24,34 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from calipso_runtime.backends import Backend
-from calipso_runtime.bundle import IMAGE, PARITY_FILE, PIXELS, POINTS, REFERENCE_FILE, Bundle, Manifest
+from calipso_runtime.backends import Backend, HeadBackend
+from calipso_runtime.bundle import (
+    EMBEDDING,
+    IMAGE,
+    LOGITS,
+    PARITY_FILE,
+    PIXELS,
+    POINTS,
+    REFERENCE_FILE,
+    TEXT_EMBEDDING,
+    TOKEN_IDS,
+    Bundle,
+    Manifest,
+)
 from calipso_runtime.errors import BackendError, BundleCorruptError, BundleError, UsageError
 from calipso_runtime.parity import Answers, Gates, Parity, compare
 from calipso_runtime.preprocess import normalise
+from calipso_runtime.texts import TextHead
 
 # What an engine is asked at: a single picture, the smallest real batch, and one that divides nothing.
 BATCH_SIZES = (1, 2, 7)
 _KEPT = {IMAGE: "pixels", POINTS: "points", PIXELS: "pixels"}
-_NOT_OUTPUTS = (*_KEPT.values(), "names", "truth", "edge_cases", "given")
+_NOT_OUTPUTS = (*_KEPT.values(), "names", "truth", "edge_cases", "given", TOKEN_IDS, TEXT_EMBEDDING)
 # What NumPy raises on files that are no archive of arrays, or a damaged one.
 _READING_ERRORS = (
     OSError,
@@ -50,6 +68,19 @@ _READING_ERRORS = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Texts that logits are over.
+
+    Attributes:
+        token_ids: int64 [M,L].
+        features: float32 [M,D], L2-normalised, eager PyTorch's.
+    """
+
+    token_ids: npt.NDArray[np.int64]
+    features: npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Reference:
     """Pictures, and eager PyTorch's answers.
 
@@ -60,6 +91,7 @@ class Reference:
         truth: class index of each, None where it is not known.
         edge_cases: so many of the last pictures are none that anyone would classify.
         given: how many pictures the export was verified on, edge cases aside: these are some of them, or all.
+        texts: what the logits are over, where the bundle takes any labels.
     """
 
     pixels: npt.NDArray[np.uint8] | npt.NDArray[np.float32]
@@ -68,6 +100,7 @@ class Reference:
     truth: tuple[int | None, ...]
     edge_cases: int
     given: int
+    texts: Texts | None = None
 
     @property
     def takes_points(self) -> bool:
@@ -106,6 +139,8 @@ def write_reference(path: Path, reference: Reference) -> None:
         "given": np.int64(reference.given),
         **reference.answers.outputs,
     }
+    if reference.texts is not None:
+        arrays |= {TOKEN_IDS: reference.texts.token_ids, TEXT_EMBEDDING: reference.texts.features}
     np.savez_compressed(path, **arrays)
 
 
@@ -141,6 +176,9 @@ def read_reference(bundle: Bundle) -> Reference | None:
         truth=tuple(None if label < 0 else label for label in arrays["truth"].tolist()),
         edge_cases=int(arrays["edge_cases"]),
         given=int(arrays["given"]),
+        texts=Texts(token_ids=arrays[TOKEN_IDS], features=arrays[TEXT_EMBEDDING])
+        if bundle.manifest.takes_labels
+        else None,
     )
 
 
@@ -201,6 +239,7 @@ def verify_engine(engine: Backend, bundle: Bundle, *, batches: Sequence[int] = B
     if real < reference.given:
         gates = dataclasses.replace(gates, max_accuracy_drop=None)
     everything = list(range(len(reference.names)))
+    engine = _over_texts(engine, reference, manifest)
     return compare(
         list(reference.names),
         reference.answers,
@@ -215,6 +254,59 @@ def verify_engine(engine: Backend, bundle: Bundle, *, batches: Sequence[int] = B
         checks={},
         edge_cases=reference.edge_cases,
     )
+
+
+def verify_texts(engine: Backend, bundle: Bundle) -> Parity:
+    """Hold the text tower of a bundle to its gates: as `verify_engine`, with texts for pictures.
+
+    What CLIP says of a text are its logits over pictures: over those that the bundle carries.
+
+    Args:
+        engine: takes token ids, and gives features.
+        bundle: whose hashes were checked.
+
+    Raises:
+        BundleError: the bundle carries no reference with texts, or no gates.
+        BackendError: the engine failed.
+    """
+    reference, manifest = read_reference(bundle), bundle.manifest
+    if reference is None or reference.texts is None or manifest is None:
+        message = f"{bundle.path} carries no texts and no answers to them: export it again, without --no-reference"
+        raise BundleError(message)
+    pictures, count = reference.answers.outputs[EMBEDDING], len(reference.texts.token_ids)
+    scale = np.float32(manifest.model["logit_scale"])
+
+    def answers(features: npt.NDArray[np.float32]) -> Answers:
+        logits = (scale * features @ pictures.T).astype(np.float32, copy=False)
+        return Answers(outputs={LOGITS: logits, EMBEDDING: features})
+
+    shipped = {}
+    for batch in BATCH_SIZES:
+        some = np.array_split(reference.texts.token_ids, -(-count // batch))
+        parts = [engine.run(ids, [TEXT_EMBEDDING])[TEXT_EMBEDDING] for ids in some]
+        shipped[str(batch)] = list(range(count)), answers(np.concatenate(parts).astype(np.float32, copy=False))
+    return compare(
+        [f"text {place}" for place in range(count)],
+        answers(reference.texts.features),
+        shipped,
+        truth=[None] * count,
+        gates=read_gates(bundle.path / PARITY_FILE),
+        about={
+            "shipped": f"{engine.graph} through calipso_runtime, {engine.name} on {engine.provider}",
+            "eager": f"the answers in {REFERENCE_FILE}",
+            "pictures": {"source": REFERENCE_FILE, "count": len(pictures), "edge_cases": 0},
+        },
+        checks={},
+    )
+
+
+def _over_texts(engine: Backend, reference: Reference, manifest: Manifest) -> Backend:
+    """The engine with what its logits are over, where they are over texts that a call names."""
+    if reference.texts is None:
+        return engine
+    if any(tensor.name == TOKEN_IDS for tensor in engine.inputs):
+        return cast("HeadBackend", engine).bind({TOKEN_IDS: reference.texts.token_ids})
+    return TextHead(engine, reference.texts.features, manifest)
 
 
 def _ask(engine: Backend, reference: Reference, manifest: Manifest, batch: int) -> Answers:
@@ -255,6 +347,14 @@ def _misfit(arrays: dict[str, npt.NDArray[Any]], manifest: Manifest) -> str | No
         "edge_cases": ("int64", ()),
         "given": ("int64", ()),
     }
+    if manifest.takes_labels:
+        # The logits are over the texts, however many there are.
+        texts, width = len(arrays[TOKEN_IDS]), int(manifest.model["embed_dim"])
+        expected |= {
+            "logits": ("float32", (count, texts)),
+            TOKEN_IDS: ("int64", (texts, int(manifest.tokenizer["context_length"]))),
+            TEXT_EMBEDDING: ("float32", (texts, width)),
+        }
     others = [name for name in arrays if name not in expected and name != "names"]
     expected |= {name: ("float32", (count, *arrays[name].shape[1:])) for name in others}
     for name, (dtype, shape) in expected.items():
@@ -264,6 +364,7 @@ def _misfit(arrays: dict[str, npt.NDArray[Any]], manifest: Manifest) -> str | No
     names, truth, edge_cases = arrays["names"], arrays["truth"], int(arrays["edge_cases"])
     if names.dtype.kind != "U" or names.shape != (count,) or not 0 <= edge_cases <= count or count == 0:
         return f"it has {count} pictures, {names.size} names and {edge_cases} edge cases"
-    if truth.min() < -1 or truth.max() >= len(manifest.labels):
-        return f"a picture is of class {truth.max()}, and there are {len(manifest.labels)} classes"
+    classes = arrays["logits"].shape[1]
+    if truth.min() < -1 or truth.max() >= classes:
+        return f"a picture is of class {truth.max()}, and there are {classes} classes"
     return None

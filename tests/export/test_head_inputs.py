@@ -230,7 +230,7 @@ def test_the_published_form_is_what_the_module_computes() -> None:
     [
         ({"b2": 1.0, "b3": 0.1}, "CALIP does not go with head_mode inputs"),
         ({"outputs": ("logits",)}, "with head_mode inputs `embedding` is one"),
-        ({"head_mode": "outputs"}, "expected baked or inputs"),
+        ({"head_mode": "outputs"}, "expected one of baked, inputs, open, embed"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(

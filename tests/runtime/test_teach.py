@@ -369,7 +369,7 @@ def test_a_head_that_is_missing_or_another_one_is_refused(teachable: Path) -> No
 
 
 def test_an_engine_that_takes_no_head_says_so(teachable: Path) -> None:
-    with pytest.raises(BackendUnavailableError, match="does not take a head that is an input"):
+    with pytest.raises(BackendUnavailableError, match="does not take graphs of several inputs"):
         load(teachable, backend="ort-tensorrt")
 
 

@@ -14,7 +14,8 @@ import onnx_ir as ir
 from calipso_export.forms.matching import made_by, only_consumer
 
 # The part of the graph that encodes; what is behind it is the head. Node names start with their module.
-TOWER = "tower"
+# The text tower's begin with the same word.
+TOWER, TEXT_TOWER = "tower", "tower_text"
 _FP32_OPERATORS = frozenset({"LayerNormalization", "Softmax", "Exp", "ReduceL2", "Clip"})
 # They only move numbers: exact in any type.
 LAYOUT_OPERATORS = frozenset(

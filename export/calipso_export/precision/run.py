@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from calipso_export.precision.emulate import emulate, needs_emulation
+from calipso_runtime.bundle import TEXT_EMBEDDING
 
 Answer = Callable[[npt.NDArray[np.float32]], dict[str, npt.NDArray[np.float32]]]
 _FATAL = 4
@@ -23,7 +24,8 @@ def answering(model: ir.Model) -> Iterator[Answer]:
         computed = emulate(model.clone()) if needs_emulation(model) else model
         session = open_graph(computed, Path(folder), optimised=True)
         entry = session.get_inputs()[0]
-        names = [output.name for output in session.get_outputs()]
+        # Features of texts are of no picture: what they are off by is in the logits.
+        names = [output.name for output in session.get_outputs() if output.name != TEXT_EMBEDDING]
 
         def answer(image: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
             given = image.astype(np.float16) if entry.type == "tensor(float16)" else image

@@ -6,12 +6,13 @@ import numpy as np
 
 from calipso_export.config import ExportConfig
 from calipso_export.models import LoadedModel
+from calipso_export.probes import Probes
 from calipso_export.progress import Progress, track
 from calipso_export.step import Made, WorkFolder
 from calipso_export.steps.verify import EagerAnswers
 from calipso_runtime.bundle import REFERENCE_FILE
 from calipso_runtime.parity import Answers
-from calipso_runtime.reference import Reference, write_reference
+from calipso_runtime.reference import Reference, Texts, write_reference
 
 # Of every patch of every picture: megabytes.
 _TOO_LARGE = ("tokens",)
@@ -28,6 +29,7 @@ class Keep:
         config, eager, front_end = made[ExportConfig], made[EagerAnswers], made[LoadedModel].front_end
         if not config.reference:
             return
+        probes = made[Probes] if config.takes_labels else None
         indices = eager.sample()
         chosen = [eager.everything[index] for index in indices]
         outputs = eager.answers.of(indices).outputs
@@ -43,5 +45,10 @@ class Keep:
             truth=tuple(picture.label for picture in chosen),
             edge_cases=len(eager.everything) - eager.given,
             given=eager.given,
+            texts=None if probes is None else _texts(probes),
         )
         write_reference(made[WorkFolder].path / REFERENCE_FILE, reference)
+
+
+def _texts(probes: Probes) -> Texts:
+    return Texts(token_ids=probes.token_ids.numpy(), features=probes.features.numpy())

@@ -29,14 +29,15 @@ class Lint:
         """See `Step.run`."""
         progress("checking the graph", 0, 1)
         graph = made[Graph]
-        findings = lint(graph.path, opset=made[ExportConfig].opset, targets=graph.manifest.graph["targets"])
-        if findings:
-            message = f"the exported graph is not portable: {'; '.join(findings)}"
-            raise ModelError(message)
-        broken = broken_claims(onnx.load(graph.path, load_external_data=False), made[Lowering])
-        if broken:
-            message = f"the exported graph is not {made[Lowering].precision.name}: {'; '.join(broken)}"
-            raise ModelError(message)
+        for path in graph.paths:
+            findings = lint(path, opset=made[ExportConfig].opset, targets=graph.manifest.graph["targets"])
+            if findings:
+                message = f"the exported graph {path.name} is not portable: {'; '.join(findings)}"
+                raise ModelError(message)
+            broken = broken_claims(onnx.load(path, load_external_data=False), made[Lowering])
+            if broken:
+                message = f"the exported graph {path.name} is not {made[Lowering].precision.name}: {'; '.join(broken)}"
+                raise ModelError(message)
         progress("checking the graph", 1, 1)
 
 

@@ -33,7 +33,7 @@ class EncodeShots:
         config, text = made[ExportConfig], made[TextFeatures].values
         model, photos = made[LoadedModel], made[Photos].photos
         if not photos:
-            made.add(_ready_keys(config, text) if config.cache_file and config.cache else _no_features(text))
+            made.add(_ready_keys(config, text) if config.cache_file and config.cache else no_features(text))
             return
         with FeatureStore(config.feature_cache or cache_folder()) as store:
             features = encode_photos(
@@ -52,7 +52,12 @@ class EncodeShots:
         made.add(features)
 
 
-def _no_features(text: torch.Tensor) -> PhotoFeatures:
+def no_features(text: torch.Tensor) -> PhotoFeatures:
+    """Those of no photos.
+
+    Args:
+        text: float32 [K,D], of the classes.
+    """
     classes, width = text.shape
     nothing = torch.empty(0, width)
     return PhotoFeatures(

@@ -13,7 +13,7 @@ import torch
 from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
 
-from calipso_export.classifier import ClassifierModule, TeachableModule
+from calipso_export.classifier import ClassifierModule, OpenModule, TeachableModule
 from calipso_export.config import AS_INPUTS, ExportConfig
 from calipso_export.defaults import give_defaults
 from calipso_export.fewshot.features import PhotoFeatures
@@ -23,11 +23,14 @@ from calipso_export.heads.few_shot import FoldedHead
 from calipso_export.heads.inputs import InputHead, exported
 from calipso_export.heads.zero_shot import ZeroShotHead
 from calipso_export.models import LoadedModel
-from calipso_export.precision.islands import TOWER
+from calipso_export.precision.islands import TEXT_TOWER, TOWER
+from calipso_export.probes import Probes
 from calipso_export.progress import Progress
 from calipso_export.reference import HeadTensors
 from calipso_export.step import Made
 from calipso_export.tidy import tidy
+from calipso_export.towers.text import TextTower
+from calipso_runtime.bundle import TEXT_EMBEDDING, TOKEN_IDS
 from calipso_runtime.head.classes import KEYS, OFFSET, TEXT, Head
 
 # Where torch's exporter keeps the path of modules that a node comes from.
@@ -45,12 +48,14 @@ class Traced:
         graph: the graph.
         few_shot: the few-shot head in it, whose layout a reader may need.
         rows: tokens of one picture, or of all views of a cloud, where the tower works on tokens.
+        text_rows: tokens of one text, where the text tower is in the graph; then it has some token ids as defaults.
         head: where it is an input of the graph: what the graph begins with, and has as defaults in memory.
     """
 
     graph: ir.Model
     few_shot: FoldedHead | None
     rows: int | None
+    text_rows: int | None = None
     head: Head | None = None
 
 
@@ -64,8 +69,11 @@ class Trace:
         """See `Step.run`."""
         config, model = made[ExportConfig], made[LoadedModel]
         progress("tracing the graph", 0, 1)
-        head = exported_head(made) if config.head_mode == AS_INPUTS else None
-        made.add(traced(model, made[HeadTensors], config, head))
+        if config.takes_labels:
+            made.add(traced_open(model, made[Probes], config))
+        else:
+            head = exported_head(made) if config.head_mode == AS_INPUTS else None
+            made.add(traced(model, made[HeadTensors], config, head))
         progress("tracing the graph", 1, 1)
 
 
@@ -86,6 +94,16 @@ def traced(model: LoadedModel, heads: HeadTensors, config: ExportConfig, head: H
     graph = trace(teachable, model, config)
     give_defaults(graph.graph, head.arrays())
     return Traced(graph=graph, few_shot=None, rows=tower.rows, head=head)
+
+
+def traced_open(model: LoadedModel, probes: Probes, config: ExportConfig) -> Traced:
+    """The graph of both towers; while it lies in memory, the fixed texts are what it is asked about."""
+    tower = model.tower(model.visual, with_tokens=False)
+    text = TextTower(model.module)
+    module = OpenModule(tower, text, scale=model.scale, bias=model.bias).eval()
+    graph = trace(module, model, config, token_ids=probes.token_ids)
+    give_defaults(graph.graph, {TOKEN_IDS: probes.token_ids.numpy()})
+    return Traced(graph=graph, few_shot=None, rows=tower.rows, text_rows=text.rows)
 
 
 def exported_head(made: Made) -> Head:
@@ -127,8 +145,21 @@ def _calip(heads: HeadTensors, scale: float) -> CalipHead | CalipFsHead | None:
     return CalipFsHead(heads.calip, heads.layers, scale=scale, centred=heads.centred)
 
 
-def trace(module: ClassifierModule | TeachableModule, model: LoadedModel, config: ExportConfig) -> ir.Model:
-    """One graph with a dynamic batch, without the traces of where it was made."""
+def trace(
+    module: ClassifierModule | TeachableModule | OpenModule,
+    model: LoadedModel,
+    config: ExportConfig,
+    *,
+    token_ids: torch.Tensor | None = None,
+) -> ir.Model:
+    """One graph with a dynamic batch, without the traces of where it was made.
+
+    Args:
+        module: what to trace.
+        model: whose front end gives its input.
+        config: names its outputs, and the opset.
+        token_ids: int64 [N,L], an example where the module takes some.
+    """
     name = model.front_end.name
     examples = {name: torch.zeros(_EXAMPLE_BATCH, *model.front_end.shape)}
     dynamic: list[dict[int, torch.export.Dim]] = [{0: torch.export.Dim("batch")}]
@@ -136,6 +167,11 @@ def trace(module: ClassifierModule | TeachableModule, model: LoadedModel, config
         shapes, sizes = _head_inputs(module.width)
         examples |= {name: torch.zeros(shape) for name, shape in shapes.items()}
         dynamic += sizes
+    outputs = list(config.outputs)
+    if token_ids is not None:
+        examples |= {TOKEN_IDS: token_ids}
+        dynamic.append({0: torch.export.Dim("texts")})
+        outputs.append(TEXT_EMBEDDING)
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -148,7 +184,7 @@ def trace(module: ClassifierModule | TeachableModule, model: LoadedModel, config
                 dynamo=True,
                 opset_version=config.opset,
                 input_names=list(examples),
-                output_names=list(config.outputs),
+                output_names=outputs,
                 dynamic_shapes=tuple(dynamic),
                 verbose=False,
             )
@@ -195,7 +231,7 @@ def name_by_module(graph: ir.Graph) -> None:
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
         # The last is the operation itself; the first stands for the whole model, or for the exporter's own work.
         own = scopes[-2] if len(scopes) > 1 and not scopes[0] else layer
-        if own == TOWER:
+        if own in (TOWER, TEXT_TOWER):
             own = _owner(node, layer) or (layer if layer.startswith(TOWER) else own)
         elif own.startswith(TOWER) and own in scopes:
             layer = own.rpartition(".")[0]

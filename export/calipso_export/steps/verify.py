@@ -20,6 +20,7 @@ from calipso_export.models import LoadedModel
 from calipso_export.photos import Photos
 from calipso_export.precision import gates_for
 from calipso_export.precision.emulate import emulate, needs_emulation
+from calipso_export.probes import Probes, with_texts
 from calipso_export.progress import Progress, batches, track
 from calipso_export.reference import EagerClassifier, HeadTensors
 from calipso_export.step import Made
@@ -28,7 +29,7 @@ from calipso_export.steps.lower import Lowering
 from calipso_export.steps.write import Graph, save
 from calipso_export.templates import Prompts
 from calipso_runtime import Classifier, load
-from calipso_runtime.bundle import HEAD_FILE, METADATA_MANIFEST
+from calipso_runtime.bundle import HEAD_FILE, METADATA_MANIFEST, TEXT_FILE, TOKENIZER_FILE
 from calipso_runtime.parity import Answers, Gates, Parity, compare
 from calipso_runtime.reference import BATCH_SIZES
 
@@ -90,13 +91,15 @@ class Verify:
             eager = EagerClassifier(model, heads, with_tokens="tokens" in config.outputs)
             made.add(ask_eager(eager, made[Pictures], progress))
         graph, gates = made[Graph], gates_for(config, made[Lowering].precision)
+        probes = made[Probes] if config.takes_labels else None
         is_emulated = needs_emulation(made[Lowering].graphs.portable)
         with (
             computable(graph.path, emulated=is_emulated) as portable,
             load(graph.ort_path, backend=_BACKEND, keep_optimised=False) as ort,
         ):
             files = {graph.path.name: portable, graph.ort_path.name: ort}
-            parity = verify(files, made[EagerAnswers], made[Checked].results, gates=gates, progress=progress)
+            checks = made[Checked].results
+            parity = verify(files, made[EagerAnswers], checks, gates=gates, probes=probes, progress=progress)
         if is_emulated:
             parity.document["shipped"] += _EMULATED
         parity.document["skipped_photos"] = list(photos.skipped)
@@ -134,7 +137,8 @@ def _checked(made: Made, progress: Progress) -> Checked:
     progress("checking text and keys", 0, 1)
     prompts = made[Prompts]
     checks = {}
-    if prompts.text_weights is None:
+    # Fixed texts are encoded by open_clip alone, and the files by themselves.
+    if prompts.text_weights is None and not config.takes_labels:
         checks["text"] = check_text(model, config.classes, prompts, heads.text)
     if heads.few_shot is not None and config.shots is not None:
         keys = made[PhotoFeatures].keys
@@ -159,6 +163,10 @@ def computable(path: Path, *, emulated: bool) -> Iterator[Classifier]:
         del model
         if (head := path.with_name(HEAD_FILE)).is_file():
             shutil.copyfile(head, written.with_name(HEAD_FILE))
+        if (tokenizer := path.with_name(TOKENIZER_FILE)).is_file():
+            shutil.copyfile(tokenizer, written.with_name(TOKENIZER_FILE))
+        if (text := path.with_name(TEXT_FILE)).is_file():
+            save(emulate(ir.load(text)), written.with_name(TEXT_FILE), manifest=manifest)
         with load(written, backend=_BACKEND, keep_optimised=False) as classifier:
             yield classifier
 
@@ -170,6 +178,7 @@ def verify(
     *,
     gates: Gates,
     progress: Progress,
+    probes: Probes | None = None,
 ) -> Parity:
     """Compare loaded graphs with their eager reference.
 
@@ -179,8 +188,10 @@ def verify(
         checks: of what both sides share, out of `head_checks`.
         gates: what has to be reached.
         progress: told after each batch.
+        probes: texts that the logits are over, where the files take any labels.
     """
     everything = eager.everything
+    prompts = None if probes is None else probes.texts
     shipped = {}
     for name, classifier in files.items():
         for batch in BATCH_SIZES:
@@ -188,13 +199,13 @@ def verify(
             chosen = [everything[index] for index in indices]
             label = str(batch) if len(files) == 1 else f"{name}, {batch}"
             contents = _Shown([picture.content for picture in chosen], eager.shown)
-            shipped[label] = (indices, _ask_shipped(classifier, contents, name, batch, progress))
+            shipped[label] = (indices, _ask_shipped(classifier, contents, name, batch, progress, prompts=prompts))
     engine = next(iter(files.values()))
     about = {
         "shipped": f"{' and '.join(files)} through calipso_runtime, {engine.backend} on {engine.provider}",
         **eager.about,
     }
-    return compare(
+    parity = compare(
         [picture.name for picture in everything],
         eager.answers,
         shipped,
@@ -204,6 +215,10 @@ def verify(
         about=about,
         edge_cases=len(everything) - eager.given,
     )
+    if probes is None:
+        return parity
+    features = {name: classifier.embed_text(probes.texts) for name, classifier in files.items()}
+    return with_texts(parity, probes, features, gates)
 
 
 def edge_cases(front_end: FrontEnd) -> list[Picture]:
@@ -225,10 +240,12 @@ def _ask_shipped(
     name: str,
     batch: int,
     progress: Progress,
+    *,
+    prompts: Sequence[str] | None,
 ) -> Answers:
     outputs = classifier.outputs
     parts = [
-        classifier.run([contents.shown(content) for content in some], outputs, batch=batch)
+        classifier.run([contents.shown(content) for content in some], outputs, prompts=prompts, batch=batch)
         for some in track(list(batches(contents.contents, batch)), f"asking {name}, batch {batch}", progress)
     ]
     return Answers(outputs={name: np.concatenate([part[name] for part in parts]) for name in outputs})

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from calipso_export.config import ExportConfig
+from calipso_export.config import EMBED, ExportConfig
 from calipso_export.defaults import without_defaults
 from calipso_export.heads.few_shot import FoldedHead
 from calipso_export.lint import declared
@@ -18,26 +18,31 @@ from calipso_export.models import LoadedModel
 from calipso_export.progress import Progress
 from calipso_export.reference import HeadTensors
 from calipso_export.shared_weights import refer_to
+from calipso_export.split import part
 from calipso_export.step import Made, WorkFolder
 from calipso_export.steps.assess import Assessed
 from calipso_export.steps.lower import Lowering
 from calipso_export.steps.optimise import Optimised
+from calipso_export.steps.probe import TokenizerRecord
 from calipso_export.steps.trace import Traced
 from calipso_export.steps.tune import HeadRecord
 from calipso_export.templates import Prompts
 from calipso_runtime.bundle import (
     DIGEST_PLACEHOLDER,
-    EXTERNAL_DATA_FILE,
+    EMBEDDING,
     HEAD_FILE,
     METADATA_DATA_DIGEST,
     METADATA_DIGEST,
     METADATA_MANIFEST,
     METADATA_RUN_BATCH,
     MODEL_FILE,
-    ORT_MODEL_FILE,
+    ORT_FILES,
+    TEXT_EMBEDDING,
+    TEXT_FILE,
     Manifest,
     canonical,
     seal_model,
+    weights_file,
 )
 from calipso_runtime.hashes import sha256_of
 from calipso_runtime.head.file import write_head
@@ -47,16 +52,35 @@ from calipso_runtime.pixel_input import OP
 MAX_EMBEDDED_BYTES = 2**31 - 64 * 2**20
 # Measured on ViT-B/32 and B/16 (docs/performance.md): larger products leave the caches.
 _BEST_ROWS = 400
+# Where the towers are apart: which outputs each graph gives. For ONNX Runtime they always are: it computes the whole
+# of a graph, whatever is asked of it (only_execute_path_to_fetches is for its training builds, onnxruntime#16013).
+_Outputs = dict[str, tuple[str, ...] | None]
+_WHOLE: _Outputs = {MODEL_FILE: None}
+_TOWERS: _Outputs = {MODEL_FILE: (EMBEDDING,), TEXT_FILE: (TEXT_EMBEDDING,)}
 _TOOLS = ("calipso", "torch", "open_clip_torch", "onnx", "onnxscript", "onnx-ir", "numpy", "pillow")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Graph:
-    """The written graphs, and the part of the manifest that they carry."""
+    """The written graphs, and the part of the manifest that they carry.
 
-    path: Path
-    ort_path: Path
+    Attributes:
+        paths: of the portable graphs: of all, or of the image tower and the text tower.
+        manifest: what they carry.
+    """
+
+    paths: tuple[Path, ...]
     manifest: Manifest
+
+    @property
+    def path(self) -> Path:
+        """Of the graph that takes pictures."""
+        return self.paths[0]
+
+    @property
+    def ort_path(self) -> Path:
+        """The same for ONNX Runtime."""
+        return self.path.with_name(ORT_FILES[self.path.name])
 
 
 class WriteGraphs:
@@ -82,27 +106,34 @@ class WriteGraphs:
         lowering, head = made[Lowering], made[Traced].head
         if head is not None:
             write_head(made[WorkFolder].path / HEAD_FILE, head)
-        graphs = lowering.graphs
-        front_end = made[LoadedModel].front_end
-        portable = front_end.attached(graphs.portable)
+        graphs, folder = lowering.graphs, made[WorkFolder].path
+        config, front_end = made[ExportConfig], made[LoadedModel].front_end
+        parts = _TOWERS if config.head_mode == EMBED else _WHOLE
+        portable = {name: part(graphs.portable, outputs) for name, outputs in parts.items()}
+        portable[MODEL_FILE] = front_end.attached(portable[MODEL_FILE])
+        text = {"text": _describe(portable[TEXT_FILE])} if TEXT_FILE in portable else {}
         manifest = _manifest(
             made,
             {
-                **_describe(portable),
+                **_describe(portable[MODEL_FILE]),
+                **text,
                 **_describe_head(made[Traced].few_shot),
-                "targets": _targets(made[ExportConfig]),
+                "targets": _targets(config),
                 "forms": {"portable": dict(made[Optimised].forms), "ort": dict(graphs.ort_forms)},
                 "precision": lowering.as_json(),
             },
         )
-        path = made[WorkFolder].path / MODEL_FILE
         carried = canonical(manifest.core())
-        save(portable, path, manifest=carried)
+        rows = {MODEL_FILE: made[Traced].rows, TEXT_FILE: made[Traced].text_rows}
+        for name, graph in portable.items():
+            save(graph, folder / name, manifest=carried)
         progress("writing the graphs", 1, 2)
-        ort_path = path.with_name(ORT_MODEL_FILE)
-        ort = front_end.attached(graphs.ort)
-        save_over(ort, ort_path, weights=path, manifest=carried, run_batch=run_batch(made[Traced].rows))
-        made.add(Graph(path=path, ort_path=ort_path, manifest=manifest))
+        for name, outputs in (_TOWERS if config.takes_labels else _WHOLE).items():
+            weights = folder / (name if name in portable else MODEL_FILE)
+            ort, ort_path = part(graphs.ort, outputs), folder / ORT_FILES[name]
+            ort = front_end.attached(ort) if name == MODEL_FILE else ort
+            save_over(ort, ort_path, weights=weights, manifest=carried, run_batch=run_batch(rows[name]))
+        made.add(Graph(paths=tuple(folder / name for name in parts), manifest=manifest))
         progress("writing the graphs", 2, 2)
 
 
@@ -110,7 +141,7 @@ def save(graph: ir.Model, path: Path, *, manifest: str) -> None:
     """Write and seal one file; beyond 2 GB the weights go to one file beside it."""
     graph = without_defaults(graph)
     total = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
-    external = EXTERNAL_DATA_FILE if total > MAX_EMBEDDED_BYTES else None
+    external = weights_file(path).name if total > MAX_EMBEDDED_BYTES else None
     _set_metadata(graph, manifest, has_data=external is not None)
     ir.save(graph, path, external_data=external)
     seal_model(path)
@@ -171,6 +202,7 @@ def _manifest(made: Made, graph: dict[str, Any]) -> Manifest:
         head={**made[HeadRecord].document, **_head_file(made), "seed": config.seed, "centred": heads.centred},
         graph=graph,
         confidence=made[Assessed].document,
+        tokenizer=made[TokenizerRecord].document if TokenizerRecord in made else {},
         tools={name: _version(name) for name in _TOOLS} | {"python": platform.python_version()},
     )
 

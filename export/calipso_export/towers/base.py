@@ -106,7 +106,9 @@ def merge_heads(x: torch.Tensor) -> torch.Tensor:
     return x.transpose(1, 2).reshape(batch, length, heads * size)
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, heads: int) -> torch.Tensor:
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, heads: int, mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """Softmax attention over already projected tensors.
 
     Written out, because `scaled_dot_product_attention` exports as two square-root scalings, and the
@@ -117,10 +119,13 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, heads
         key: see query.
         value: see query.
         heads: number of heads; divides W.
+        mask: added to the scores, [Lq,L] or [B,1,Lq,L] or [B,1,1,L].
 
     Returns:
         [B,Lq,W].
     """
     size = query.shape[-1] // heads
     scores = split_heads(query * size**-0.5, heads) @ split_heads(key, heads).transpose(-2, -1)
+    if mask is not None:
+        scores = scores + mask
     return merge_heads(scores.softmax(dim=-1) @ split_heads(value, heads))

@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from calipso_runtime.bundle import IMAGE, INPUTS, Bundle
 from calipso_runtime.errors import BackendUnavailableError, BundleSchemaError, UsageError
 from calipso_runtime.head.classes import Head
-from calipso_runtime.head.file import exported_head, manifest_of
+from calipso_runtime.head.file import exported_head, manifest_of, takes_token_ids
 from calipso_runtime.pixel_input import OP
 
 AUTO = "auto"
@@ -76,9 +76,10 @@ class TensorInfo:
     dtype: str
 
 
-def input_name(inputs: Iterable[str]) -> str:
-    """Of a graph's inputs the one that takes what is classified: "image", "points" or "pixels"."""
-    return next((name for name in inputs if name in INPUTS), IMAGE)
+def free_input(inputs: Iterable[str], held: Iterable[str]) -> str:
+    """Of a graph's inputs the one that is asked: what is classified comes first, and none that is held is asked."""
+    left = [name for name in inputs if name not in held]
+    return next((name for name in left if name in INPUTS), next(iter(left), IMAGE))
 
 
 class Backend(Protocol):
@@ -103,11 +104,12 @@ class Backend(Protocol):
     inputs: Sequence[TensorInfo]
     outputs: Sequence[TensorInfo]
 
-    def run(self, image: npt.NDArray[np.floating], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.floating]]:
+    def run(self, image: npt.NDArray[Any], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.floating]]:
         """Answer a batch.
 
         Args:
-            image: [B,3,H,W], normalised, points [B,P,3] or pixels [B,H,W,C]; of the dtype in `inputs`.
+            image: [B,3,H,W], normalised, points [B,P,3] or pixels [B,H,W,C], or of a text tower token ids [N,L]; of the
+                dtype in `inputs`.
             outputs: names of the outputs wanted.
 
         Raises:
@@ -139,10 +141,10 @@ class DeviceBackend(Protocol):
 
 @runtime_checkable
 class HeadBackend(Protocol):
-    """What a backend has more that runs graphs whose head is an input."""
+    """What a backend has more that runs graphs of several inputs: whose head is one, or token ids are."""
 
-    def bind(self, arrays: Mapping[str, npt.NDArray[np.float32]]) -> Backend:
-        """The same graph in the same engine, with these inputs given once: `run` is asked for the image alone.
+    def bind(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> Backend:
+        """The same graph in the same engine, with all inputs but one given once: `run` is asked for that one alone.
 
         Either may be bound again, and goes on answering with what it holds; the engine's memory is given back when
         all are closed or dropped. The arrays are read where they lie, and must not change.
@@ -201,11 +203,12 @@ def connect(
     """
     choice = choose(backend)
     head = exported_head(bundle)
+    binds = head is not None or takes_token_ids(bundle)
     refusals = []
     for name in choice.candidates:
         try:
             constructor = _constructor(name)
-            _check_takes_heads(name, constructor, head)
+            _check_binds(name, constructor, binds=binds)
             _check_resizes(name, bundle)
             opened = constructor(bundle, threads=threads, keep_optimised=keep_optimised, gpu=gpu or GpuOptions())
         except BackendUnavailableError as error:
@@ -233,11 +236,11 @@ def why_unavailable(name: str) -> str | None:
     return None if probe is None else probe()
 
 
-def _check_takes_heads(name: str, constructor: Callable[..., Backend], head: Head | None) -> None:
-    if head is not None and not hasattr(constructor, "bind"):
+def _check_binds(name: str, constructor: Callable[..., Backend], *, binds: bool) -> None:
+    if binds and not hasattr(constructor, "bind"):
         message = (
-            f"{name} does not take a head that is an input of the graph: use ort or openvino, or export with "
-            "--head-mode baked"
+            f"{name} does not take graphs of several inputs: use ort or openvino, or export with --head-mode baked, or "
+            "embed where the text tower is one of them"
         )
         raise BackendUnavailableError(message)
 

@@ -2,16 +2,17 @@
 
 import copy
 import queue
+import threading
 import types
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime import devices
-from calipso_runtime.backends import GpuOptions, TensorInfo, input_name
-from calipso_runtime.bundle import Bundle
+from calipso_runtime.backends import GpuOptions, TensorInfo, free_input
+from calipso_runtime.bundle import EMBEDDING, TOKEN_IDS, Bundle
 from calipso_runtime.caching import cache_folder
 from calipso_runtime.errors import BackendError, BackendUnavailableError, BundleCorruptError
 
@@ -29,6 +30,8 @@ _DEVICE = "CPU"
 _PRECISION = "f32"
 # Smaller graphs are compiled faster than they are looked up.
 _MIN_KEPT_BYTES = 32 * 2**20
+# Which outputs; none where a graph is compiled as a whole.
+_Part: TypeAlias = frozenset[str]
 
 
 class OpenVinoBackend:
@@ -72,57 +75,98 @@ class OpenVinoBackend:
             message = f"{path} is not a graph that OpenVINO {openvino.__version__} can read: {error}. Export it again"
             raise BundleCorruptError(message) from error
         try:
-            compiled = core.compile_model(model, _DEVICE, options)
+            parts = _Parts(core, model, options)
+            _, compiled = parts.of([model.outputs[0].get_any_name()] if not parts.are_several else [EMBEDDING])
         except RuntimeError as error:
             message = f"OpenVINO {openvino.__version__} cannot compile {path}: {error}"
             raise BackendError(message) from error
         self.provider: str = f"OpenVINO {', '.join(compiled.get_property('EXECUTION_DEVICES'))}"
         self.metadata: Mapping[str, str] = types.MappingProxyType(metadata)
-        self.inputs: Sequence[TensorInfo] = tuple(_info(port) for port in compiled.inputs)
-        self.outputs: Sequence[TensorInfo] = tuple(_info(port) for port in compiled.outputs)
-        self._compiled: openvino.CompiledModel | None = compiled
-        self._idle: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
-        self._held: Mapping[str, npt.NDArray[np.float32]] = {}
+        self.inputs: Sequence[TensorInfo] = tuple(_info(port) for port in model.inputs)
+        self.outputs: Sequence[TensorInfo] = tuple(_info(port) for port in model.outputs)
+        self._parts: _Parts | None = parts
+        self._idle: dict[_Part, queue.SimpleQueue[openvino.InferRequest]] = {}
+        self._held: Mapping[str, npt.NDArray[np.generic]] = {}
 
-    def bind(self, arrays: Mapping[str, npt.NDArray[np.float32]]) -> "Self":
+    def bind(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> "Self":
         """See `HeadBackend.bind`."""
-        if self._compiled is None:
+        if self._parts is None:
             message = f"the {self.name} backend is closed: load the bundle again"
             raise BackendError(message)
         bound = copy.copy(self)
         bound._hold(arrays)  # noqa: SLF001 - a copy of itself
         return bound
 
-    def _hold(self, arrays: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    def _hold(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
         # Requests keep what they were given: each head has its own.
-        self._idle, self._held = queue.SimpleQueue(), dict(arrays)
+        self._idle, self._held = {}, dict(arrays)
         self.inputs = tuple(each for each in self.inputs if each.name not in arrays)
 
     def run(self, image: npt.NDArray[np.floating], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.floating]]:
         """Answer a batch: see `Backend.run`."""
-        compiled = self._compiled
-        if compiled is None:
+        parts = self._parts
+        if parts is None:
             message = f"the {self.name} backend is closed: load the bundle again"
             raise BackendError(message)
         try:
-            request = self._idle.get_nowait()
-        except queue.Empty:
-            request = compiled.create_infer_request()
-        try:
-            name = input_name(each.name for each in self.inputs)
-            request.infer({name: image, **self._held}, share_inputs=True)
+            part, compiled = parts.of(outputs)
+            idle = self._idle.setdefault(part, queue.SimpleQueue())
+            try:
+                request = idle.get_nowait()
+            except queue.Empty:
+                request = compiled.create_infer_request()
+            name = free_input((each.name for each in self.inputs), ())
+            taken = {port.get_any_name() for port in compiled.inputs}
+            given = {key: value for key, value in {name: image, **self._held}.items() if key in taken}
+            request.infer(given, share_inputs=True)
             # Copied: the request's own memory is used again.
-            return {name: np.array(request.get_tensor(name).data) for name in outputs}
+            answers = {name: np.array(request.get_tensor(name).data) for name in outputs}
         except RuntimeError as error:
             message = f"{self.name} failed on a batch of shape {list(image.shape)}: {error}"
             raise BackendError(message) from error
-        finally:
-            self._idle.put(request)
+        idle.put(request)
+        return answers
 
     def close(self) -> None:
         """Drop the model; OpenVINO frees its memory once no `run` is using it."""
-        self._compiled = None
-        self._idle = queue.SimpleQueue()
+        self._parts = None
+        self._idle = {}
+
+
+class _Parts:
+    """A graph, compiled; one with both towers a part at a time, as its outputs are asked for.
+
+    OpenVINO computes a model as a whole: asked for the features of texts, it would run the image tower too.
+    """
+
+    def __init__(self, core: openvino.Core, model: openvino.Model, options: Mapping[str, str]) -> None:
+        self._core, self._model, self._options = core, model, options
+        self._lock = threading.Lock()
+        self._compiled: dict[_Part, openvino.CompiledModel] = {}
+        self.are_several = any(port.get_any_name() == TOKEN_IDS for port in model.inputs)
+
+    def of(self, outputs: Sequence[str]) -> "tuple[_Part, openvino.CompiledModel]":
+        """What gives these outputs, and its key. Raises RuntimeError: OpenVINO cannot compile it."""
+        part: _Part = frozenset(outputs) if self.are_several else frozenset()
+        with self._lock:
+            if part not in self._compiled:
+                model = _cut(self._model, part) if self.are_several else self._model
+                self._compiled[part] = self._core.compile_model(model, _DEVICE, self._options)
+            return part, self._compiled[part]
+
+
+def _cut(model: openvino.Model, outputs: "_Part") -> openvino.Model:
+    """The part of a model that these outputs need; nodes are shared."""
+    results = [result for result in model.get_results() if result.output(0).get_any_name() in outputs]
+    seen: set[str] = set()
+    waiting = list(results)
+    while waiting:
+        node = waiting.pop()
+        if (name := node.get_friendly_name()) not in seen:
+            seen.add(name)
+            waiting += [port.get_source_output().get_node() for port in node.inputs()]
+    parameters = [each for each in model.get_parameters() if each.get_friendly_name() in seen]
+    return openvino.Model(results, parameters)
 
 
 def _info(port: openvino.ConstOutput) -> TensorInfo:

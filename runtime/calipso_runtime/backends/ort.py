@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime import devices
-from calipso_runtime.backends import GpuOptions, TensorInfo, input_name, ort_cache
+from calipso_runtime.backends import GpuOptions, TensorInfo, free_input, ort_cache
 from calipso_runtime.bundle import METADATA_RUN_BATCH, Bundle, weights_file
 from calipso_runtime.errors import BackendError, BackendUnavailableError, BundleCorruptError
+from calipso_runtime.head.file import takes_token_ids
 
 if TYPE_CHECKING:
     from typing import Self
@@ -189,7 +190,7 @@ class OrtBackend:
         """
         raise NotImplementedError
 
-    def _asker(self, session: Session, held: Mapping[str, npt.NDArray[np.float32]]) -> Ask:
+    def _asker(self, session: Session, held: Mapping[str, npt.NDArray[np.generic]]) -> Ask:
         """What answers a batch, and raises onnxruntime's own errors.
 
         Args:
@@ -198,7 +199,7 @@ class OrtBackend:
         """
         raise NotImplementedError
 
-    def _holding(self, arrays: Mapping[str, npt.NDArray[np.float32]]) -> "Self":
+    def _holding(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> "Self":
         """See `HeadBackend.bind`: for those providers that can."""
         session = self._session
         if session is None:
@@ -208,7 +209,7 @@ class OrtBackend:
         bound._hold(session, arrays)  # noqa: SLF001 - a copy of itself
         return bound
 
-    def _hold(self, session: Session, arrays: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    def _hold(self, session: Session, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
         self.inputs = tuple(each for each in self.inputs if each.name not in arrays)
         try:
             self._ask = self._asker(session, arrays)
@@ -228,8 +229,9 @@ class OrtCpuBackend(OrtBackend):
     wanted_provider = CPU_PROVIDER
 
     def _choose_graph(self, bundle: Bundle) -> Path:
-        # Its convolutions over rows are measured on x86-64 only; elsewhere the portable graph is safe.
-        if bundle.ort_model_path is not None and devices.has_x86_vectors():
+        # Its convolutions over rows are measured on x86-64 only; elsewhere the portable graph is safe. But where that
+        # has both towers, this one computes a half of it.
+        if bundle.ort_model_path is not None and (devices.has_x86_vectors() or takes_token_ids(bundle)):
             return bundle.ort_model_path
         return bundle.model_path
 
@@ -252,14 +254,14 @@ class OrtCpuBackend(OrtBackend):
         session = open_session(str(model_path), self.wanted_provider, threads=self._threads)
         return session, metadata_of(session)
 
-    def bind(self, arrays: Mapping[str, npt.NDArray[np.float32]]) -> "Self":
+    def bind(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> "Self":
         """See `HeadBackend.bind`."""
         return self._holding(arrays)
 
-    def _asker(self, session: Session, held: Mapping[str, npt.NDArray[np.float32]]) -> Ask:
+    def _asker(self, session: Session, held: Mapping[str, npt.NDArray[np.generic]]) -> Ask:
         # On the CPU numpy's memory is read in place: there is nothing to copy.
         options = run_options()
-        name = input_name(node.name for node in session.get_inputs())
+        name = free_input((node.name for node in session.get_inputs()), held)
 
         def ask(image: npt.NDArray[np.floating], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.floating]]:
             values = session.run(list(outputs), {name: image, **held}, options)
@@ -326,7 +328,10 @@ def open_session(
 
 
 def run_options() -> RunOptions:
-    """An output that is not asked for is not computed: embeddings cost no head."""
+    """Ask for what the wanted outputs need; builds for inference compute the whole graph all the same.
+
+    microsoft/onnxruntime#16013. Beside a tower a head costs next to nothing; two towers are given to it as two graphs.
+    """
     options = onnxruntime.RunOptions()
     options.only_execute_path_to_fetches = True
     return options

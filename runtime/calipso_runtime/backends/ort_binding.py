@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from calipso_runtime.backends import input_name
+from calipso_runtime.backends import free_input
 from calipso_runtime.backends.ort import ORT_ERRORS, OrtValue, RunOptions, Session, run_options
 
 # A session in memory keeps its input buffers, and its graphs, for so many shapes.
@@ -48,7 +48,7 @@ class BoundSession:
         device: str,
         *,
         graph: int | None = None,
-        held: Mapping[str, npt.NDArray[np.float32]] | None = None,
+        held: Mapping[str, npt.NDArray[np.generic]] | None = None,
     ) -> None:
         self._session = session
         self._held = {
@@ -183,7 +183,8 @@ class _Binding:
         self._names = tuple(outputs)
         self._binding = session.io_binding()
         self._input = OrtValue.ortvalue_from_shape_and_type(image.shape, image.dtype.type, device, _DEVICE)
-        self._binding.bind_ortvalue_input(input_name(node.name for node in session.get_inputs()), self._input)
+        name = free_input((node.name for node in session.get_inputs()), held or ())
+        self._binding.bind_ortvalue_input(name, self._input)
         for name, held_value in (held or {}).items():
             self._binding.bind_ortvalue_input(name, held_value)
         for name in self._names:

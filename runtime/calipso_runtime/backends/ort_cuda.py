@@ -20,7 +20,7 @@ from calipso_runtime.backends.ort import (
 )
 from calipso_runtime.backends.ort_binding import BoundSession, GraphSession
 from calipso_runtime.bundle import Bundle
-from calipso_runtime.head.file import has_input_head
+from calipso_runtime.head.file import has_input_head, takes_token_ids
 
 if TYPE_CHECKING:
     from typing import Self
@@ -47,7 +47,8 @@ class OrtCudaBackend(OrtBackend):
         del keep
         self._open_plain = functools.partial(open_session, str(model_path), self.wanted_provider, threads=self._threads)
         self._graphs = False
-        why = "its head is an input" if has_input_head(bundle) else self._why_no_graphs()
+        several = has_input_head(bundle) or takes_token_ids(bundle)
+        why = "it has several inputs" if several else self._why_no_graphs()
         if why is None:
             try:
                 session = self._open_plain(settings={"enable_cuda_graph": "1"})
@@ -69,11 +70,11 @@ class OrtCudaBackend(OrtBackend):
             return f"onnxruntime {version()} can replay them wrongly; {first} is the first"
         return None
 
-    def bind(self, arrays: Mapping[str, npt.NDArray[np.float32]]) -> "Self":
+    def bind(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> "Self":
         """See `HeadBackend.bind`; the arrays are copied to the device once."""
         return self._holding(arrays)
 
-    def _asker(self, session: Session, held: Mapping[str, npt.NDArray[np.float32]]) -> Ask:
+    def _asker(self, session: Session, held: Mapping[str, npt.NDArray[np.generic]]) -> Ask:
         if self._graphs:
             self._bound = GraphSession(session, self._open_plain, self.device)
         else:

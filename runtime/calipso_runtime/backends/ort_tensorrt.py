@@ -53,7 +53,7 @@ class OrtTensorRtBackend(OrtBackend):
         session = open_session(str(model_path), self.wanted_provider, threads=self._threads, settings=settings)
         return session, metadata_of(session)
 
-    def _asker(self, session: Session, held: Mapping[str, npt.NDArray[np.float32]]) -> Ask:
+    def _asker(self, session: Session, held: Mapping[str, npt.NDArray[np.generic]]) -> Ask:
         del held  # a head has no profile: it is not taken
         return BoundSession(session, self.device).run
 

@@ -1,6 +1,7 @@
 """`calipso check`: an engine against the answers of eager PyTorch that the bundle carries."""
 
 import contextlib
+import functools
 import json
 import statistics
 from collections.abc import Mapping
@@ -20,8 +21,9 @@ from calipso_runtime.head.check import verify_head
 from calipso_runtime.head.classes import Head
 from calipso_runtime.head.file import is_input, manifest_of
 from calipso_runtime.head.teacher import open_teacher
+from calipso_runtime.loading import towers
 from calipso_runtime.parity import Parity
-from calipso_runtime.reference import BATCH_SIZES, verify_engine
+from calipso_runtime.reference import BATCH_SIZES, verify_engine, verify_texts
 
 
 @click.command("check")
@@ -62,9 +64,15 @@ def check_command(
     found = {}
     with contextlib.closing(engine):
         found["as exported"] = verify_engine(engine, opened, batches=sizes)
+        manifest, images = manifest_of(opened), engine
+        if manifest.takes_labels:
+            connecting = functools.partial(connect, backend=backend, threads=None, keep_optimised=False)
+            images, open_text = towers(opened, manifest, engine, connecting)
+            with contextlib.closing(open_text()) as texts:
+                found["texts"] = verify_texts(texts, opened)
         if (head := _taught(opened, taught)) is not None:
             found["as taught"] = verify_head(cast("HeadBackend", engine), head, opened, batches=sizes)
-        timed = latencies(engine, sizes) if latency else None
+        timed = latencies(images, sizes) if latency else None
     if as_json:
         click.echo(json.dumps(_document(found, timed), indent=2))
     else:
@@ -84,8 +92,9 @@ def check_command(
 
 def _document(found: Mapping[str, Parity], timed: Mapping[int, list[float]] | None) -> dict[str, Any]:
     document = found["as exported"].as_json()
-    if "as taught" in found:
-        document["taught"] = found["as taught"].as_json()
+    for name, key in (("as taught", "taught"), ("texts", "texts")):
+        if name in found:
+            document[key] = found[name].as_json()
     return document if timed is None else {**document, "latency_ms": timed}
 
 

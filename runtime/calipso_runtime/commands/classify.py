@@ -1,10 +1,12 @@
 """`calipso classify`: pictures in, classes out."""
 
+import functools
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import click
 
@@ -16,6 +18,7 @@ from calipso_runtime.clouds import CLOUD_EXTENSIONS
 from calipso_runtime.commands.collect import PICTURE_EXTENSIONS, STDIN, collect
 from calipso_runtime.commands.sign import signature_option
 from calipso_runtime.commands.teach import taught_option
+from calipso_runtime.commands.texts import read_texts
 from calipso_runtime.confidence import Confidence
 from calipso_runtime.errors import CalipsoWarning, ImageError
 from calipso_runtime.loading import load
@@ -25,10 +28,15 @@ from calipso_runtime.prediction import Prediction, as_text
 _PROGRESS_FROM = 64
 _SOME_UNREADABLE = 1
 
+# `Classifier.classify_stream`, with how it is asked.
+_Stream: TypeAlias = Callable[[Iterable[str | bytes]], Iterator[tuple[str | bytes, Prediction | ImageError]]]
+
 
 @click.command("classify")
 @click.argument("bundle", type=click.Path())
 @click.argument("images", nargs=-1, required=True, type=click.Path(allow_dash=True))
+@click.option("--labels", metavar="FILE|a,b,c", help="Classes, one a line or inline, of a bundle that takes any.")
+@click.option("--prompts", metavar="FILE|a,b,c", help="Instead of --labels: texts that are encoded as they are.")
 @click.option("--top", type=click.IntRange(min=1), default=DEFAULT_TOP, show_default=True, help="Classes per picture.")
 @click.option("--backend", type=click.Choice([AUTO, *BACKENDS]), default=AUTO, show_default=True, help="Engine.")
 @click.option(
@@ -43,6 +51,8 @@ def classify_command(
     *,
     bundle: str,
     images: tuple[str, ...],
+    labels: str | None,
+    prompts: str | None,
     top: int,
     backend: str,
     batch: int,
@@ -56,7 +66,8 @@ def classify_command(
 
     IMAGES are files, folders (searched recursively), quoted patterns ("photos/**/*.jpg"), or - for
     one picture on stdin. A picture that cannot be read is told on stderr; the others are answered,
-    and the exit code is 1. A BUNDLE of point clouds takes .npy and .npz files likewise.
+    and the exit code is 1. A BUNDLE of point clouds takes .npy and .npz files likewise. One with a
+    text tower takes any --labels, or --prompts.
     """
     with _quiet_load(
         bundle,
@@ -70,7 +81,10 @@ def classify_command(
         takes_points = classifier.manifest.input_name == POINTS
         paths = collect(images, extensions=CLOUD_EXTENSIONS if takes_points else PICTURE_EXTENSIONS)
         unreadable = 0
-        for path, answer in _progress(_answers(classifier, paths, top=top, batch=batch), len(paths)):
+        stream = functools.partial(
+            classifier.classify_stream, labels=read_texts(labels), prompts=read_texts(prompts), top=top, batch=batch
+        )
+        for path, answer in _progress(_answers(stream, paths), len(paths)):
             if isinstance(answer, ImageError):
                 unreadable += 1
                 click.echo(f"error: {_one_line(answer)}", err=True)
@@ -99,9 +113,7 @@ def _quiet_load(
     return classifier
 
 
-def _answers(
-    classifier: Classifier, paths: Iterable[str], *, top: int, batch: int
-) -> Iterator[tuple[str, Prediction | ImageError]]:
+def _answers(stream: _Stream, paths: Iterable[str]) -> Iterator[tuple[str, Prediction | ImageError]]:
     """Answers with the path of each, stdin's bytes under the name "-"."""
     named = ((path, sys.stdin.buffer.read() if path == STDIN else path) for path in paths)
     names: list[str] = []
@@ -114,7 +126,7 @@ def _answers(
     with warnings.catch_warnings():
         # What Pillow would warn of is either an error of ours, or does not change the answer.
         warnings.simplefilter("ignore")
-        for _, answer in classifier.classify_stream(pictures(), top=top, batch=batch):
+        for _, answer in stream(pictures()):
             yield names.pop(0), answer
 
 

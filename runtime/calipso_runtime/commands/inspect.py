@@ -18,6 +18,11 @@ _FIRST_LABELS = 10
 _KIB = 1024
 # A thousand classes have a thousand prompts: --json has them all.
 _MOST_ENTRIES = 12
+_KINDS = {
+    "inputs": "labels can be taught",
+    "open": "any labels: both towers in one graph",
+    "embed": "any labels, and features: both towers, a graph each",
+}
 RANDOM_WEIGHTS = "RANDOM: these weights were never trained, and the answers mean nothing"
 
 
@@ -69,7 +74,8 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
         rows.append(("WEIGHTS", RANDOM_WEIGHTS))
     rows += [
         ("weights", _words(weights)),
-        ("labels", f"{len(manifest.labels)}: {labels}{more}"),
+        ("kind", _KINDS.get(str(manifest.head.get("kind")), "labels fixed in the graph")),
+        ("labels", f"{len(manifest.labels)}: {labels}{more}" if manifest.labels else "any, given by each call"),
         ("prompts", _words(manifest.prompts)),
         ("head", _words({key: value for key, value in manifest.head.items() if not isinstance(value, Mapping)})),
         *((key, _words(value)) for key, value in manifest.head.items() if isinstance(value, Mapping)),
@@ -77,6 +83,7 @@ def _rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("preprocess", _words(manifest.as_json()["preprocess"])),
         ("precision", manifest.precision),
         ("graph", _words(manifest.graph)),
+        *([("tokenizer", _words(manifest.tokenizer))] if manifest.tokenizer else []),
         ("parity", manifest.parity),
         ("tools", _words(manifest.tools)),
     ]

@@ -17,6 +17,7 @@ import numpy as np
 from calipso_runtime.bundle import (
     HEAD_FILE,
     METADATA_MANIFEST,
+    OPEN,
     Bundle,
     Manifest,
     embedded_manifest,
@@ -117,14 +118,29 @@ def refuse_engine(path: Path, manifest: Manifest) -> None:
             "with --head-mode baked, or run it on ort or openvino"
         )
         raise UsageError(message)
+    if manifest.head.get("kind") == OPEN:
+        message = (
+            f"{path} has both towers in one graph, for which TensorRT engines are not built: export it with --embed, "
+            "whose image tower is a graph of its own, or run it on ort or openvino"
+        )
+        raise UsageError(message)
 
 
 def has_input_head(bundle: Bundle) -> bool:
     """Whether the head is an input; what is wrong with a graph that tells nothing, its engine says best."""
+    return _kind(bundle) == KIND
+
+
+def takes_token_ids(bundle: Bundle) -> bool:
+    """Whether the graph has both towers in it, and so a second input; likewise."""
+    return _kind(bundle) == OPEN
+
+
+def _kind(bundle: Bundle) -> object:
     try:
-        return is_input(manifest_of(bundle))
+        return manifest_of(bundle).head.get("kind")
     except BundleSchemaError:
-        return False
+        return None
 
 
 def manifest_of(bundle: Bundle) -> Manifest:

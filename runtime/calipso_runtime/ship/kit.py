@@ -78,12 +78,12 @@ def ship(order: Order, output: Path, *, overwrite: bool = False) -> Manifest:
     Raises:
         BundleError: the bundle cannot be used, or carries nothing that an engine could be checked with.
         UsageError: there is no wheel, or what was given is none; the bundle's head is an input of its graph, or
-            it takes point clouds.
+            it takes point clouds, or any labels.
         OutputPathError: the output exists already, or cannot be written.
     """
     bundle = open_bundle(order.bundle)
     refuse_engine(order.bundle, manifest_of(bundle))
-    _refuse_points(order.bundle, bundle.manifest)
+    _refuse_others(order.bundle, bundle.manifest)
     manifest, reference = bundle.manifest, read_reference(bundle)
     if manifest is None or reference is None:
         message = (
@@ -101,7 +101,14 @@ def ship(order: Order, output: Path, *, overwrite: bool = False) -> Manifest:
     return manifest
 
 
-def _refuse_points(path: Path, manifest: Manifest | None) -> None:
+def _refuse_others(path: Path, manifest: Manifest | None) -> None:
+    """What the program cannot answer with: anything but pictures, and classes that only a call names."""
+    if manifest is not None and manifest.takes_labels:
+        message = (
+            f"{path} takes labels when it is used, and a kit's C++ program knows those of the export alone: copy the "
+            "bundle's directory to the device, or export it with --head-mode baked"
+        )
+        raise UsageError(message)
     if manifest is not None and manifest.input_name != IMAGE:
         message = (
             f"{path} takes {manifest.input_name}, and a kit's C++ program takes pictures alone: copy the bundle's "

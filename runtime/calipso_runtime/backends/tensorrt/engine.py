@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import tensorrt as trt
 
-from calipso_runtime.backends import TensorInfo, input_name
+from calipso_runtime.backends import TensorInfo, free_input
 from calipso_runtime.backends.tensorrt import version
 from calipso_runtime.backends.tensorrt.log import Log, started
 from calipso_runtime.engines.options import BatchRange, BuildOptions
@@ -65,7 +65,7 @@ class Engine:
         tensors = [self._tensor(engine, index) for index in range(engine.num_io_tensors)]
         self.inputs = tuple(info for mode, info in tensors if mode == trt.TensorIOMode.INPUT)
         self.outputs = tuple(info for mode, info in tensors if mode == trt.TensorIOMode.OUTPUT)
-        self.input = input_name(info.name for info in self.inputs)
+        self.input = free_input((info.name for info in self.inputs), ())
         self.ranges = tuple(self._range(engine, each) for each in range(engine.num_optimization_profiles))
         self._streams_weights = options.weight_streaming
         self._engine: trt.ICudaEngine | None = engine
