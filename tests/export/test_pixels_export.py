@@ -204,6 +204,14 @@ def test_a_camera_s_pictures_are_prepared_exactly_on_every_engine(
     assert f"--minShapes=pixels:1x{CAMERA[0]}x{CAMERA[1]}x{len(channels)}" in trtexec.stdout
 
 
+@pytest.mark.parametrize("mode", ["longest", "squash"])
+def test_other_ways_to_resize_pass_their_gates(mode: str, make_pixels: MakePixels) -> None:
+    manifest, parity = export(make_pixels(preprocess={"resize_mode": mode, "fill_color": 114}))
+
+    assert manifest.preprocess.resize_mode == mode
+    assert parity.status == "passed"
+
+
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int8-fp16"])
 @pytest.mark.parametrize("size", [None, "40x50"])
 def test_the_preparation_stays_in_fp32_at_every_precision(

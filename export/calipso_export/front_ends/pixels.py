@@ -98,7 +98,12 @@ class PixelsFrontEnd(PicturesFrontEnd):
                 "noise": noise(height, width),
                 "stripes": Image.fromarray(stripes),
             }
-        odd: dict[str, Content] = {f"{height} x {width}": noise(height, width) for height, width in _ODD_SIZES}
+        odd: dict[str, Content] = {
+            f"{height} x {width}": noise(height, width)
+            for height, width in _ODD_SIZES
+            # Where the longer side is fitted, Pillow refuses what has nothing left.
+            if min(resized_size(height, width, self.preprocess)) >= 1
+        }
         return {**super().edge_cases(), **odd, "palette": noise(150, 100).convert("P")}
 
     def as_json(self) -> dict[str, Any]:
