@@ -132,7 +132,7 @@ class OpenModule(nn.Module):
         self.scale = scale
         self.bias = bias
 
-    def forward(self, image: torch.Tensor, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, image: torch.Tensor, token_ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """float32 [B,3,H,W], normalised, and int64 [N,L] -> logits [B,N], features [B,D] and [N,D] of length 1."""
         embedding = functional.normalize(self.tower(image)[0], dim=-1)
         text = functional.normalize(self.tower_text(token_ids), dim=-1)

@@ -195,6 +195,8 @@ def trace(
         raise RuntimeError(message)
     graph = program.model
     # torch's exporter folds only what is small: slices of a weight have to be weights too, to be quantised.
+    # What the exporter calls a value inside may be what an output is called.
+    passes.NameFixPass()(graph)
     fold_constants(graph, onnx_shape_inference=False, input_size_limit=_ANY_SIZE, output_size_limit=_ANY_SIZE)
     tidy(graph)
     name_by_module(graph.graph)

@@ -1,0 +1,164 @@
+"""Exports every configuration that open_clip lists, with random weights, and holds the files against open_clip.
+
+    python -m benchmarks.sweep [--only GLOB ...] [--layers 2] [--memory-gb 20] [--jobs 1] [--minutes 600]
+
+Each is a process of its own: both towers in one graph where there is a text tower, the image tower alone where that one
+needs files of a hub, spatial tokens where CALIP is defined; written, run by ONNX Runtime on batches of 1, 2 and 5, and
+compared with open_clip's own `encode_image`, `encode_text` and logits. Where the whole model would take more than the
+memory given, or with --layers, it has fewer layers of the same widths, and the result says so. Results go to
+results/sweep.json after each; what is there in full is not done again, what has fewer layers is where the whole fits.
+"""
+
+import argparse
+import fnmatch
+import functools
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks import RESULTS
+from benchmarks.sweep_models import FEWEST_LAYERS, Listed, listed
+from calipso_bench.environment import commit, environment
+from calipso_runtime.commands.progress_bars import progress_bars
+
+RESULT = RESULTS / "sweep.json"
+# Once as PyTorch has them, once as ONNX Runtime keeps them, and once more packed for its products.
+_TIMES_THE_WEIGHTS = 3.0
+_BYTES, _GB = 4, 1e9
+_OWN_GB = 1.0
+_MOST_S = 3600
+# Before anything is imported: a hub that is asked in vain is asked again and again.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def main() -> int:
+    """Sweep, one process each, and keep every result as it comes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", nargs="+", default=["*"], help="Names of models, or patterns of them.")
+    parser.add_argument("--layers", type=int, help="Of every model, instead of all.")
+    parser.add_argument("--memory-gb", type=float, default=20.0, help="Models that would take more get fewer layers.")
+    parser.add_argument("--minutes", type=float, help="Begin no other model after so long; the next run goes on.")
+    parser.add_argument("--again", action="store_true", help="Do again what is there already.")
+    parser.add_argument("--jobs", type=int, default=1, help="Models at a time; the memory is for each.")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    return run(parser.parse_args())
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """All that is asked for and not done; smallest first, so that the time given is worth most."""
+    models = {each.name: each for each in listed()}
+    path = arguments.output
+    rows = read(path)
+    jobs = [
+        (each, layers)
+        for each in sorted(models.values(), key=lambda each: (each.parameters, each.name))
+        if any(fnmatch.fnmatchcase(each.name, pattern) for pattern in arguments.only)
+        for layers in [arguments.layers or layers_within(each, arguments.memory_gb)]
+        if arguments.again or not is_done(rows.get(each.name), layers)
+    ]
+    # Each process begins with everything imported.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.sweep_one"])
+    ends = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
+    calls = [functools.partial(one, context, each, layers) for each, layers in jobs]
+    done = 0
+    with progress_bars(Console(stderr=True)) as progress:
+        progress("models", 0, len(jobs))
+        for row in in_time(calls, arguments.jobs, ends):
+            rows[row["model"]] = row
+            write(path, rows, [name for name in models if name in rows])
+            done += 1
+            progress("models", done, len(jobs))
+    if done < len(jobs):
+        print(f"{len(jobs) - done} models are left: run it again to go on", file=sys.stderr)
+    return 0
+
+
+def in_time(
+    calls: Sequence[Callable[[], dict[str, Any]]], at_once: int, ends: float | None
+) -> Iterator[dict[str, Any]]:
+    """Results as they come; no call begins after `ends`, and none that has not begun when this is left."""
+
+    def unless_late(call: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        return None if ends is not None and time.monotonic() > ends else call()
+
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        for future in as_completed([pool.submit(unless_late, call) for call in calls]):
+            if (row := future.result()) is not None:
+                yield row
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def layers_within(model: Listed, gigabytes: float) -> int | None:
+    """None for all of them, where these fit."""
+    needed = _TIMES_THE_WEIGHTS * _BYTES * model.parameters / _GB + _OWN_GB
+    return None if needed <= gigabytes else FEWEST_LAYERS
+
+
+def is_done(row: Mapping[str, Any] | None, layers: int | None) -> bool:
+    """Whether this result stands: all layers are better than fewer; what broke off is done again."""
+    return row is not None and row["status"] != "broken" and (row["layers"] is None or row["layers"] == layers)
+
+
+def one(context: Any, model: Listed, layers: int | None) -> dict[str, Any]:
+    """The result of one model, in a process of its own; of one that broke off, why."""
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_sweep, args=(theirs, model.name, layers), daemon=True)
+    process.start()
+    theirs.close()
+    row = {**model.as_json(), "layers": layers, "commit": commit()}
+    try:
+        if not ours.poll(_MOST_S):
+            return {**row, "status": "broken", "reason": f"it took more than {_MOST_S} s"}
+        return {**row, **ours.recv()}
+    except EOFError:
+        process.join()
+        return {**row, "status": "broken", "reason": f"its process ended with {process.exitcode}: out of memory?"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _sweep(connection: Connection, name: str, layers: int | None) -> None:
+    from benchmarks.sweep_one import swept
+
+    try:
+        connection.send(swept(name, layers))
+    except Exception as error:  # noqa: BLE001  whatever a library raises: the next model may be none the worse
+        reason = (str(error).splitlines() or [""])[0]
+        connection.send({"status": "broken", "reason": f"{type(error).__name__}: {reason}"})
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Earlier results by model."""
+    if not path.is_file():
+        return {}
+    return {row["model"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+
+
+def write(path: Path, rows: Mapping[str, Any], names: Sequence[str]) -> None:
+    """All results, in open_clip's order; complete or not at all."""
+    document = {
+        "schema_version": 1,
+        "what": "every configuration that open_clip lists: random weights, exported, run by ONNX Runtime and compared",
+        "environment": environment(),
+        "rows": [rows[name] for name in names],
+    }
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
