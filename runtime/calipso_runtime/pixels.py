@@ -119,7 +119,8 @@ def _pillows(pixels: UInt8, given: PixelInput, config: Preprocess, name: str) ->
 def _of_image(image: "Image.Image", given: PixelInput, config: Preprocess, name: str) -> UInt8:
     _check_size(image.height, image.width, given, config, name)
     if _is_plain(image):
-        pixels = np.asarray(image.convert("RGB"))
+        # Converting RGB to RGB would copy it.
+        pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     elif given.size is None:
         pixels = resize_and_crop(image, config)
     else:
