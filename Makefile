@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := export runtime bench benchmarks tests examples
 
-.PHONY: setup demo test test-quick check bench bench-export bench-precision bench-teach bench-gpu docs clean
+.PHONY: setup demo sweep test test-quick check bench bench-export bench-precision bench-teach bench-gpu docs clean
 
 setup: $(READY)
 
@@ -57,6 +57,11 @@ bench-precision: $(READY)
 # Measures what a head as an input costs, and what teaching takes.
 bench-teach: $(READY)
 	$(BIN)/python -m benchmarks.teach
+	$(BIN)/python -m benchmarks.report
+
+# Exports every configuration of open_clip and compares; interrupted, it goes on where it stopped. Hours; 20 GB of memory.
+sweep: $(READY)
+	$(BIN)/python -m benchmarks.sweep
 	$(BIN)/python -m benchmarks.report
 
 # Measures fp16 on a GPU. Needs a Python of your own with CUDA builds: torch, and calipso[ort-gpu,export,cli,bench].

@@ -10,7 +10,16 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks import RESULTS, ROOT, gpu_tables, head_tables, precision_tables, speed_tables, teach_tables
+from benchmarks import (
+    RESULTS,
+    ROOT,
+    gpu_tables,
+    head_tables,
+    precision_tables,
+    speed_tables,
+    sweep_tables,
+    teach_tables,
+)
 
 DOCUMENTS = (
     ROOT / "README.md",
@@ -19,6 +28,7 @@ DOCUMENTS = (
     ROOT / "docs" / "gpu.md",
     ROOT / "docs" / "points.md",
     ROOT / "docs" / "methods.md",
+    ROOT / "docs" / "models.md",
     ROOT / "docs" / "teach.md",
 )
 _START, _END = "<!-- generated: ", "<!-- end -->"
@@ -155,6 +165,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "gpu": gpu_tables.gpu_table,
     "heads": head_tables.heads_table,
     "loadgen": speed_tables.loadgen_table,
+    "models": sweep_tables.models_table,
     "peak": speed_tables.peak_table,
     "points": points_table,
     "precision-planted": precision_tables.planted_table,

@@ -13,6 +13,7 @@ import argparse
 import fnmatch
 import functools
 import json
+import logging
 import multiprocessing
 import os
 import sys
@@ -26,8 +27,9 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import RESULTS
-from benchmarks.sweep_models import FEWEST_LAYERS, Listed, listed
+from benchmarks.sweep_models import FEWEST_LAYERS, Listed, described
 from calipso_bench.environment import commit, environment
+from calipso_export.clip import open_clip
 from calipso_runtime.commands.progress_bars import progress_bars
 
 RESULT = RESULTS / "sweep.json"
@@ -36,8 +38,6 @@ _TIMES_THE_WEIGHTS = 3.0
 _BYTES, _GB = 4, 1e9
 _OWN_GB = 1.0
 _MOST_S = 3600
-# Before anything is imported: a hub that is asked in vain is asked again and again.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def main() -> int:
@@ -50,18 +50,20 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="Do again what is there already.")
     parser.add_argument("--jobs", type=int, default=1, help="Models at a time; the memory is for each.")
     parser.add_argument("--output", type=Path, default=RESULT)
+    # open_clip tells at every model that it has no weights.
+    logging.disable(logging.WARNING)
     return run(parser.parse_args())
 
 
 def run(arguments: argparse.Namespace) -> int:
     """All that is asked for and not done; smallest first, so that the time given is worth most."""
-    models = {each.name: each for each in listed()}
+    names = open_clip.list_models()
+    wanted = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in arguments.only)]
     path = arguments.output
     rows = read(path)
     jobs = [
         (each, layers)
-        for each in sorted(models.values(), key=lambda each: (each.parameters, each.name))
-        if any(fnmatch.fnmatchcase(each.name, pattern) for pattern in arguments.only)
+        for each in sorted(map(described, wanted), key=lambda each: (each.parameters, each.name))
         for layers in [arguments.layers or layers_within(each, arguments.memory_gb)]
         if arguments.again or not is_done(rows.get(each.name), layers)
     ]
@@ -75,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress("models", 0, len(jobs))
         for row in in_time(calls, arguments.jobs, ends):
             rows[row["model"]] = row
-            write(path, rows, [name for name in models if name in rows])
+            write(path, rows, [name for name in names if name in rows])
             done += 1
             progress("models", done, len(jobs))
     if done < len(jobs):
@@ -131,8 +133,11 @@ def one(context: Any, model: Listed, layers: int | None) -> dict[str, Any]:
 
 
 def _sweep(connection: Connection, name: str, layers: int | None) -> None:
+    # Read when it is imported: a hub that is asked in vain is asked again and again.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from benchmarks.sweep_one import swept
 
+    logging.disable(logging.WARNING)
     try:
         connection.send(swept(name, layers))
     except Exception as error:  # noqa: BLE001  whatever a library raises: the next model may be none the worse

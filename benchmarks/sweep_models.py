@@ -17,7 +17,7 @@ from calipso_export.clip import open_clip
 FEWEST_LAYERS = 2
 # What timm calls the layers of a network, or of its stages.
 _STAGES = {"convnext": "depths", "swin": "depths", "fastvit": "layers"}
-_STAGE_COUNT = 4
+_STAGE_COUNT, _STAGE_COUNTS = 4, {"fastvit_mci3": 5, "fastvit_mci4": 5}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,6 @@ class Listed:
         """Plain JSON types."""
         document = dataclasses.asdict(self)
         return {"model": document.pop("name"), **document, "image_size": list(self.image_size)}
-
-
-def listed() -> Iterator[Listed]:
-    """All of them, in open_clip's order."""
-    for name in open_clip.list_models():
-        yield described(name)
 
 
 def described(name: str) -> Listed:
@@ -98,7 +92,9 @@ def fewer_timm_layers(name: str, layers: int) -> Iterator[None]:
         yield
         return
     stages = next((word for start, word in _STAGES.items() if trunk.startswith(start)), None)
-    fewer: dict[str, Any] = {"depth": layers} if stages is None else {stages: (layers,) * _STAGE_COUNT}
+    fewer: dict[str, Any] = (
+        {"depth": layers} if stages is None else {stages: (layers,) * _STAGE_COUNTS.get(trunk, _STAGE_COUNT)}
+    )
     timm = open_clip.timm_model.timm
     with mock.patch.object(timm, "create_model", functools.partial(timm.create_model, **fewer)):
         yield
