@@ -1,0 +1,55 @@
+"""The tables of raw pixels, from results/pixels.json."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks import RESULTS
+from calipso_bench.markdown import table
+
+Line = Mapping[str, Any]
+_BASE = "Pillow"
+
+
+def pixels_table() -> str:
+    """Levels of both forms, answers on drawn pictures, and times from JPEG bytes to label."""
+    document = json.loads((RESULTS / "pixels.json").read_text(encoding="utf-8"))
+    levels = [(row["pictures"], row["mode"], *_form(row["op"]), *_form(row["matmul"])) for row in document["levels"]]
+    answers = [
+        (
+            row["mode"],
+            f"{row['same_top1']:.2%}",
+            f"{row['eager']:.2%}",
+            f"{row['shipped']:.2%}",
+            f"{row['median_logit_error']:.1e}",
+            f"{row['relative_logit_error']:.1e}",
+        )
+        for row in document["answers"]
+    ]
+    names = list(next(iter(document["samples_ms"].values())))
+    times = [(size, *(_time(samples, name) for name in names)) for size, samples in document["samples_ms"].items()]
+    form = ("pictures", "most levels off", "values equal")
+    columns = ("pictures", "mode", *(f"`{name}`: {each}" for name in ("op", "matmul") for each in form))
+    drawn = document["answers"][0]["pictures"]
+    parts = [
+        "Levels against Pillow's, 224 x 224, bicubic:\n",
+        table(columns, levels),
+        f"The shipped model on {drawn} drawn pictures of many sizes, `op` against eager PyTorch:\n",
+        table(("mode", "same top class", "top-1 of eager", "shipped", "median logit error", "worst"), answers),
+        (
+            f"JPEG bytes to label, {document['model']} with random weights, one thread, batch 1, in turns: "
+            "median ms, and its ratio to Pillow with a graph of prepared images:\n"
+        ),
+        table(("picture", *(_BASE if name == _BASE else f"in the {name}" for name in names)), times),
+    ]
+    return "\n".join(parts)
+
+
+def _form(row: Line) -> tuple[str, str, str]:
+    return str(row["pictures"]), str(row["most"]), f"{1 - row['different'] / row['values']:.4%}"
+
+
+def _time(samples: Mapping[str, list[float]], name: str) -> str:
+    median, base = statistics.median(samples[name]), statistics.median(samples[_BASE])
+    return f"{median:.1f}" if name == _BASE else f"{median:.1f} ({median / base:.2f})"
