@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ort,openvino,export,hf,cli,bench,sign,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ort,openvino,export,hf,video,cli,bench,sign,dev]'
 	touch $(READY)
 
 demo: $(READY)

@@ -93,3 +93,12 @@ def as_text(name: str, prediction: Prediction, confidence: "Confidence") -> str:
     unknown = [f"   unknown  (below {confidence.unknown_below:.2%})"] if prediction.is_unknown else []
     lines = [f"  {score.probability:8.2%}  {score.label}" for score in prediction]
     return "\n".join([name, *unknown, *lines])
+
+
+def as_json(prediction: Prediction, confidence: "Confidence") -> dict[str, object]:
+    """A prediction in plain JSON types: `predictions`, and `unknown` where the bundle can tell that."""
+    unknown = {} if confidence.unknown_below is None else {"unknown": prediction.is_unknown}
+    predictions = [
+        {"label": score.label, "probability": score.probability, "logit": score.logit} for score in prediction
+    ]
+    return {**unknown, "predictions": predictions}

@@ -10,7 +10,7 @@ import pytest
 
 FOREIGN = (
     *("torch", "torchvision", "open_clip", "onnx", "onnxruntime", "openvino", "tensorrt"),
-    *("PIL", "click", "rich", "tokenizers", "ftfy"),
+    *("PIL", "click", "rich", "tokenizers", "ftfy", "av"),
 )
 BUDGET_S = 0.100
 RUNS = 7
@@ -37,7 +37,7 @@ import sys
 for name in {FOREIGN!r}: sys.modules[name] = None
 import calipso_runtime.preprocess, calipso_runtime.pictures, calipso_runtime.inputs, calipso_runtime.doctor
 import calipso_runtime.bundle, calipso_runtime.classifier, calipso_runtime.backends, calipso_runtime.devices
-import calipso_runtime.tokenizer
+import calipso_runtime.tokenizer, calipso_runtime.video
 for name in {LATER!r}: __import__(name)
 """
     python(code)

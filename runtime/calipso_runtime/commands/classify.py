@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import click
 
@@ -20,9 +20,11 @@ from calipso_runtime.commands.sign import signature_option
 from calipso_runtime.commands.teach import taught_option
 from calipso_runtime.commands.texts import read_texts
 from calipso_runtime.confidence import Confidence
-from calipso_runtime.errors import CalipsoWarning, ImageError
+from calipso_runtime.commands.video import VideoOptions, answer_videos, video_options
+from calipso_runtime.errors import CalipsoWarning, ImageError, UsageError
 from calipso_runtime.loading import load
 from calipso_runtime.prediction import Prediction, as_text
+from calipso_runtime.prediction import as_json as answer_as_json
 
 # Fewer pictures than this are answered before a progress bar would tell anything.
 _PROGRESS_FROM = 64
@@ -40,12 +42,15 @@ _Stream: TypeAlias = Callable[[Iterable[str | bytes]], Iterator[tuple[str | byte
 @click.option("--top", type=click.IntRange(min=1), default=DEFAULT_TOP, show_default=True, help="Classes per picture.")
 @click.option("--backend", type=click.Choice([AUTO, *BACKENDS]), default=AUTO, show_default=True, help="Engine.")
 @click.option(
-    "--batch", type=click.IntRange(min=1), default=DEFAULT_BATCH, show_default=True, help="Pictures computed together."
+    "--batch",
+    type=click.IntRange(min=1),
+    help=f"Pictures computed together. [default: {DEFAULT_BATCH}; of a video each frame as it comes]",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the engine. [default: one per core]")
 @signature_option
 @taught_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per picture and line.")
+@video_options
 @click.option("-v", "--verbose", is_flag=True, help="Tell on stderr which engine it is, and why.")
 def classify_command(
     *,
@@ -55,12 +60,13 @@ def classify_command(
     prompts: str | None,
     top: int,
     backend: str,
-    batch: int,
+    batch: int | None,
     threads: int | None,
     require_signature: Path | None,
     taught: Path | None,
     as_json: bool,
     verbose: bool,
+    **of_video: Any,
 ) -> None:
     """Classify IMAGES with BUNDLE.
 
@@ -68,7 +74,14 @@ def classify_command(
     one picture on stdin. A picture that cannot be read is told on stderr; the others are answered,
     and the exit code is 1. A BUNDLE of point clouds takes .npy and .npz files likewise. One with a
     text tower takes any --labels, or --prompts.
+
+    Videos are answered frame by frame, as JSON lines: files (.mp4, .mkv, .webm ...), a camera ("camera:0") or a
+    stream ("rtsp://..."). Ctrl-C ends them.
     """
+    video = VideoOptions.of(images, **of_video)
+    if video is not None and (labels is not None or prompts is not None):
+        message = "--labels and --prompts are for pictures: give videos a bundle that has classes of its own"
+        raise UsageError(message)
     with _quiet_load(
         bundle,
         backend=backend,
@@ -78,11 +91,18 @@ def classify_command(
     ) as classifier:
         if verbose:
             click.echo(classifier.backend_reason, err=True)
+        if video is not None:
+            unreadable = answer_videos(classifier, images, video, top=top, batch=batch or 1)
+            click.get_current_context().exit(_SOME_UNREADABLE if unreadable else 0)
         takes_points = classifier.manifest.input_name == POINTS
         paths = collect(images, extensions=CLOUD_EXTENSIONS if takes_points else PICTURE_EXTENSIONS)
         unreadable = 0
         stream = functools.partial(
-            classifier.classify_stream, labels=read_texts(labels), prompts=read_texts(prompts), top=top, batch=batch
+            classifier.classify_stream,
+            labels=read_texts(labels),
+            prompts=read_texts(prompts),
+            top=top,
+            batch=batch or DEFAULT_BATCH,
         )
         for path, answer in _progress(_answers(stream, paths), len(paths)):
             if isinstance(answer, ImageError):
@@ -91,7 +111,7 @@ def classify_command(
             else:
                 name = click.format_filename(path)
                 click.echo(
-                    _json_line(path, answer, classifier.confidence)
+                    json.dumps({"image": path, **answer_as_json(answer, classifier.confidence)})
                     if as_json
                     else as_text(name, answer, classifier.confidence)
                 )
@@ -145,15 +165,6 @@ def _progress(
 
 def _is_watched() -> bool:
     return sys.stderr.isatty()
-
-
-def _json_line(path: str, prediction: Prediction, confidence: Confidence) -> str:
-    predictions = [
-        {"label": score.label, "probability": score.probability, "logit": score.logit} for score in prediction
-    ]
-    # Told only where the bundle can tell.
-    unknown = {} if confidence.unknown_below is None else {"unknown": prediction.is_unknown}
-    return json.dumps({"image": path, **unknown, "predictions": predictions})
 
 
 def _one_line(error: ImageError) -> str:
