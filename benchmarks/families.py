@@ -181,16 +181,17 @@ def samples(inputs: dict[str, Any], folder: Path) -> dict[str, list[float]]:
     visual = load_model(ExportConfig(**inputs, output=Path("unused"))).visual.eval()
     with ExitStack() as stack:
         calls: dict[str, Any] = {}
-        size = None
+        settings = None
         for engine in ENGINES:
             for precision in TIMED:
                 if (opened := opened_on(engine, bundle_of(precision, folder), threads=1)) is not None:
                     classifier = stack.enter_context(opened)
                     calls[f"{precision} on {engine}"] = (classifier.run, ("logits",))
-                    size = classifier.manifest.preprocess.size
-        if size is None:
+                    settings = classifier.manifest.preprocess
+        if settings is None:
             return {}
-        image = np.random.default_rng(0).uniform(-1, 1, (1, 3, *size)).astype(np.float32)
+        pixels = np.random.default_rng(SEED).uniform(size=(1, *settings.size, 3))
+        image = ((pixels - settings.mean) / settings.std).transpose(0, 3, 1, 2).astype(np.float32)
         entrants = {name: partial(run, image, outputs) for name, (run, outputs) in calls.items()}
         with torch.inference_mode():
             entrants["eager"] = partial(visual, torch.from_numpy(image))
