@@ -19,7 +19,6 @@ from calipso_runtime.commands.collect import PICTURE_EXTENSIONS, STDIN, collect
 from calipso_runtime.commands.sign import signature_option
 from calipso_runtime.commands.teach import taught_option
 from calipso_runtime.commands.texts import read_texts
-from calipso_runtime.confidence import Confidence
 from calipso_runtime.commands.video import VideoOptions, answer_videos, video_options
 from calipso_runtime.errors import CalipsoWarning, ImageError, UsageError
 from calipso_runtime.loading import load
