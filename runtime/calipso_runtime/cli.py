@@ -17,6 +17,7 @@ from calipso_runtime.commands.inspect import inspect_command
 from calipso_runtime.commands.ship import ship_command
 from calipso_runtime.commands.sign import sign_command
 from calipso_runtime.commands.teach import forget_command, relabel_command, teach_command
+from calipso_runtime.commands.triton import triton_command
 from calipso_runtime.errors import CalipsoError
 
 DEBUG_VARIABLE = "CALIPSO_DEBUG"
@@ -86,3 +87,4 @@ calipso.add_command(sign_command)
 calipso.add_command(teach_command)
 calipso.add_command(forget_command)
 calipso.add_command(relabel_command)
+calipso.add_command(triton_command)
