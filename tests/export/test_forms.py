@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from onnx import helper
 from calipso_export.forms import ORT_FORMS, PORTABLE_FORMS
 from calipso_export.forms.attention_op import fuse_attention
 from calipso_export.forms.attention_scale import fold_attention_scale
+from calipso_export.forms.depthwise import depthwise_per_kernel
 from calipso_export.forms.gelu_op import fuse_gelu
 from calipso_export.forms.linear_as_conv import linear_as_conv
 from calipso_export.forms.patches import patches_as_rows
@@ -152,7 +154,12 @@ def test_what_only_looks_like_an_activation_stays(before: onnx.ModelProto) -> No
     assert (count, operators(after)) == (0, operators(before))
 
 
-def attention(*, keys_turned: tuple[int, ...] = (0, 2, 3, 1), softmax_read_twice: bool = False) -> onnx.ModelProto:
+def attention(
+    *,
+    keys_turned: tuple[int, ...] = (0, 2, 3, 1),
+    softmax_read_twice: bool = False,
+    merge: tuple[int, ...] = (0, ROWS, WIDTH),
+) -> onnx.ModelProto:
     head = WIDTH // HEADS
     nodes = [node("MatMul", ["x", f"w_{name}"], name) for name in "qkv"]
     nodes += [node("Reshape", [name, "split"], f"{name}_split") for name in "qkv"]
@@ -169,7 +176,7 @@ def attention(*, keys_turned: tuple[int, ...] = (0, 2, 3, 1), softmax_read_twice
         node("Add", ["merged", "peak" if softmax_read_twice else "zero"], "y"),
     ]
     arrays = {f"w_{name}": array(WIDTH, WIDTH) / 6 for name in "qkv"}
-    arrays |= {"split": np.array([0, ROWS, HEADS, head]), "merge": np.array([0, ROWS, WIDTH]), "zero": np.float32(0)}
+    arrays |= {"split": np.array([0, ROWS, HEADS, head]), "merge": np.array(merge), "zero": np.float32(0)}
     return graph_of(nodes, arrays, shape=["batch", ROWS, WIDTH])
 
 
@@ -180,6 +187,16 @@ def test_attention_becomes_one_operator_with_its_own_scale_switched_off() -> Non
 
     assert count == 1
     assert operators(after) == Counter({"MatMul": 3, "MultiHeadAttention": 1, "Add": 1})
+    assert_same_answers(before, after, ROWS, WIDTH)
+
+
+def test_attention_over_a_map_becomes_one_operator_and_a_map_again() -> None:
+    before = attention(merge=(-1, 2, 3, WIDTH))
+
+    count, after = changed(before, fuse_attention)
+
+    assert (count, operators(after)["MultiHeadAttention"], operators(after)["Softmax"]) == (1, 1, 0)
+    assert answer(after, array(2, ROWS, WIDTH)).shape == (2, 2, 3, WIDTH)
     assert_same_answers(before, after, ROWS, WIDTH)
 
 
@@ -301,6 +318,59 @@ def test_an_uneven_split_stays() -> None:
 
     assert (count, operators(after)["Split"]) == (0, 1)
     assert_same_answers(before, after, ROWS, WIDTH)
+
+
+def test_a_split_of_what_no_convolution_of_rows_made_stays() -> None:
+    nodes = [
+        node("Conv", ["x", "w", "b"], "made", kernel_shape=[1, 1]),
+        node("Transpose", ["made"], "turned", perm=[0, 3, 2, 1]),
+        node("Reshape", ["turned", "shape"], "rows"),
+        helper.make_node("Split", ["rows"], ["q", "k", "v"], axis=2, num_outputs=3),
+        node("Concat", ["v", "q", "k"], "y", axis=2),
+    ]
+    arrays = {"w": array(48, WIDTH, 1, 1), "b": array(48), "shape": np.array([-1, 6, 48])}
+    before = graph_of(nodes, arrays, shape=["batch", WIDTH, 3, 2])
+
+    count, after = changed(before, separate_projections)
+
+    assert (count, operators(after)["Split"]) == (0, 1)
+    assert_same_answers(before, after, WIDTH, 3, 2)
+
+
+def depthwise(*, times: int, channels: int = WIDTH, own: int = 1, stride: int = 2, biased: bool = True) -> Any:
+    """A convolution whose groups have `own` channels, and `times` kernels each."""
+    arrays = {
+        "w": array(channels // own * times, own, 3, 3),
+        **({"b": array(channels // own * times)} if biased else {}),
+    }
+    settings = {"group": channels // own, "kernel_shape": [3, 3], "pads": [1] * 4, "strides": [stride] * 2}
+    nodes = [node("Conv", ["x", *arrays], "made", **settings), node("Relu", ["made"], "y")]
+    return graph_of(nodes, arrays, shape=["batch", channels, 5, 6])
+
+
+@settings(max_examples=10, deadline=None)
+@given(times=st.integers(2, 4), channels=st.sampled_from([16, 48]), stride=st.integers(1, 2), biased=st.booleans())
+def test_a_depthwise_convolution_that_widens_becomes_several_that_do_not(
+    times: int, channels: int, stride: int, biased: bool
+) -> None:
+    before = depthwise(times=times, channels=channels, stride=stride, biased=biased)
+
+    count, after = changed(before, depthwise_per_kernel)
+
+    assert (count, operators(after)["Conv"]) == (1, times)
+    assert {tuple(each.dims)[:2] for each in after.graph.initializer if "kernel" in each.name} == {(channels, 1)}
+    assert_same_answers(before, after, channels, 5, 6)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [depthwise(times=1), depthwise(times=2, own=2), depthwise(times=2, channels=20)],
+    ids=["does not widen", "two channels to a group", "channels that fill no block"],
+)
+def test_a_convolution_that_is_not_depthwise_or_does_not_widen_stays(before: onnx.ModelProto) -> None:
+    count, after = changed(before, depthwise_per_kernel)
+
+    assert (count, operators(after)) == (0, operators(before))
 
 
 @pytest.mark.parametrize("form", [*PORTABLE_FORMS.values(), *ORT_FORMS.values()])

@@ -57,6 +57,30 @@ def test_a_timm_tower_and_its_reference_are_open_clips(tmp_path: Path, vision: d
 
 
 @pytest.mark.parametrize("vision", TIMM.values(), ids=TIMM)
+def test_without_tokens_the_feature_stays_open_clips(tmp_path: Path, vision: dict[str, Any]) -> None:
+    model = load_timm(tmp_path, vision)
+    image = images(model)
+
+    pooled, tokens = model.tower(model.visual, with_tokens=False)(image)
+
+    assert tokens is None
+    assert_equal_up_to_rounding(pooled, model.module.encode_image(image))
+
+
+@pytest.mark.parametrize("name", ["MobileCLIP2-L", "MobileCLIP-B", "norms in the attention", "EVA01", "EVA02"])
+def test_without_tokens_the_last_block_gives_the_class_token_alone(tmp_path: Path, name: str) -> None:
+    model = load_timm(tmp_path, TIMM[name])
+
+    lengths = {}
+    for with_tokens in (True, False):
+        tower: Any = model.tower(model.visual, with_tokens=with_tokens)
+        lengths[with_tokens] = tower.visual.trunk.forward_features(images(model)).shape[1]
+
+    assert lengths[True] == model.tower(model.visual, with_tokens=True).rows
+    assert lengths[False] == 1
+
+
+@pytest.mark.parametrize("vision", TIMM.values(), ids=TIMM)
 def test_every_token_is_the_feature_of_a_picture_that_looks_like_it_everywhere(
     tmp_path: Path, vision: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +138,9 @@ def test_a_timm_tower_holds_the_models_own_parameters(tmp_path: Path, name: str)
     assert own == {weight.data_ptr() for weight in (*model.visual.parameters(), *model.visual.buffers())}
 
 
-def test_a_fastvits_branches_become_one_convolution_each_and_the_rest_is_the_models_own(tmp_path: Path) -> None:
+def test_a_fastvits_branches_norms_and_scales_become_convolutions_and_the_rest_is_the_models_own(
+    tmp_path: Path,
+) -> None:
     model = load_timm(tmp_path, TIMM["MobileCLIP-S"])
     before = {name for name, _ in model.visual.named_parameters()}
     given = {weight.data_ptr() for weight in model.visual.parameters()}
@@ -123,7 +149,9 @@ def test_a_fastvits_branches_become_one_convolution_each_and_the_rest_is_the_mod
 
     copied = {name for name, weight in tower.visual.named_parameters() if weight.data_ptr() not in given}
     assert copied
-    assert all(".reparam_conv." in name for name in copied)
+    folded = (".reparam_conv.", ".qkv.", ".proj.", ".fc2.")
+    assert all(any(part in name for part in folded) for name in copied)
+    assert not any("gamma" in name or ".norm." in name for name, _ in tower.visual.named_parameters())
     assert {name for name, _ in model.visual.named_parameters()} == before
 
 

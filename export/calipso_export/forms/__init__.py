@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from calipso_export.forms.attention_op import fuse_attention
 from calipso_export.forms.attention_scale import fold_attention_scale
+from calipso_export.forms.depthwise import depthwise_per_kernel
 from calipso_export.forms.gelu_op import fuse_gelu
 from calipso_export.forms.linear_as_conv import linear_as_conv
 from calipso_export.forms.patches import patches_as_rows
@@ -27,6 +28,7 @@ PORTABLE_FORMS: Mapping[str, Form] = {
 ORT_FORMS: Mapping[str, Form] = {
     "fused attention": fuse_attention,
     "fused GELU": fuse_gelu,
+    "depthwise convolutions that do not widen": depthwise_per_kernel,
     "patches as rows": patches_as_rows,
     "linear layers as 1x1 convolutions": linear_as_conv,
     "separate projections": separate_projections,

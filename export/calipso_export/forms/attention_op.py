@@ -43,14 +43,17 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> bool:
     if not is_permutation(turned, *_HEADS_FIRST) or merged.op_type != "Reshape":
         return False
     heads, shape = _heads(scores.inputs[0]), static_shape(merged.outputs[0])
-    if heads is None or shape is None or len(shape) != _RANK or _pictures(query) != _pictures(key):
+    sizes = [size for size in (shape or ())[1:] if size is not None]
+    if heads is None or shape is None or len(sizes) != len(shape) - 1 or _pictures(query) != _pictures(key):
         return False
     merging = [_merging(graph, each) for each in (query, key, value)]
     inputs = [
         each if node is None else node.outputs[0] for each, node in zip((query, key, value), merging, strict=True)
     ]
     fused = ir.node("MultiHeadAttention", inputs, {"num_heads": heads, "scale": 1.0}, domain=ORT_DOMAIN)
-    replace_by(graph, merged.outputs[0], [*filter(None, merging), fused])
+    # Where the rows become a map again, the Reshape that merges the heads does both.
+    further = [] if len(shape) == _RANK else [reshape(graph, fused.outputs[0], -1, *sizes)]
+    replace_by(graph, merged.outputs[0], [*filter(None, merging), fused, *further])
     use_ort_domain(graph)
     return True
 

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from calipso_export.forms.matching import (
     add_constant,
     constant,
+    is_permutation,
     made_by,
     nodes_of,
     replace_by,
@@ -17,6 +18,8 @@ from calipso_export.forms.matching import (
     static_shape,
     transpose,
 )
+
+_TO_ROWS = (0, 2, 3, 1)
 
 
 def separate_projections(graph: ir.Graph) -> int:
@@ -29,6 +32,8 @@ def _separate(graph: ir.Graph, split: ir.Node) -> bool:
     last = None if merged is None else made_by(merged.inputs[0], "Transpose")
     conv = None if last is None else made_by(last.inputs[0], "Conv")
     shape = static_shape(split.inputs[0])
+    if not is_permutation(last, *_TO_ROWS):
+        return False
     if conv is None or shape is None or len(split.inputs) > 1 or len(conv.inputs) < 3:  # noqa: PLR2004
         return False
     rank, parts, bias = len(shape), len(split.outputs), constant(conv.inputs[2])
@@ -43,7 +48,7 @@ def _separate(graph: ir.Graph, split: ir.Node) -> bool:
         kernel = ir.node("Slice", [conv.inputs[1], *bounds])
         part = add_constant(graph, f"{split.outputs[index].name}.bias", bias[index * width : (index + 1) * width])
         own = ir.node("Conv", [conv.inputs[0], kernel.outputs[0], part], {"kernel_shape": [1, 1]})
-        rows = transpose(own.outputs[0], 0, 2, 3, 1)
+        rows = transpose(own.outputs[0], *_TO_ROWS)
         replace_by(graph, output, [kernel, own, rows, reshape(graph, rows.outputs[0], -1, length, width)])
     return True
 

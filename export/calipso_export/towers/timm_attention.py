@@ -27,18 +27,51 @@ def restate_attention(module: nn.Module) -> None:
             part.fused_attn = False
 
 
+def only_class_token(block: nn.Module) -> None:
+    """Let a block give its first token alone, in place: the others are its keys and values and no more.
+
+    Blocks that are not known here stay as they are.
+    """
+    forward = OF_CLASS_TOKEN.get(type(block))
+    if forward is not None and type(cast("Any", block).attn) in RESTATED:
+        cast("Any", block).attn.queries = 1
+        cast("Any", block).forward = types.MethodType(forward, block)
+
+
+def _block(module: Any, x: torch.Tensor, **given: Any) -> torch.Tensor:
+    x = x[:, :1] + module.ls1(module.attn(module.norm1(x), **given))
+    return cast("torch.Tensor", x + module.ls2(module.mlp(module.norm2(x))))
+
+
+def _eva_block(module: Any, x: torch.Tensor, **given: Any) -> torch.Tensor:
+    attended = module.attn(module.norm1(x), **given)
+    x = x[:, :1] + (attended if module.gamma_1 is None else module.gamma_1 * attended)
+    mixed = module.mlp(module.norm2(x))
+    return cast("torch.Tensor", x + (mixed if module.gamma_2 is None else module.gamma_2 * mixed))
+
+
+def _asking(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """The tokens that are asked for: the first `queries`, or all."""
+    queries: int | None = getattr(module, "queries", None)
+    return x if queries is None else x[:, :queries]
+
+
 def _self_attention(module: Any, x: torch.Tensor, **_: object) -> torch.Tensor:
     query, key, value = module.qkv(x).chunk(3, dim=-1)
-    return _attended(module, x, query, key, value)
+    return _attended(module, _asking(module, x), _asking(module, query), key, value)
 
 
 def _rotary_attention(module: Any, x: torch.Tensor, rope: torch.Tensor | None = None, **_: object) -> torch.Tensor:
     query, key, value = _projected(module, x)
+    x, query = _asking(module, x), _asking(module, query)
     if rope is None:
         return _attended(module, x, query, key, value)
     sine, cosine = _rotation(rope, prefix=module.num_prefix_tokens)
     normed = [_normed(norm, part, module) for norm, part in ((module.q_norm, query), (module.k_norm, key))]
-    turned = [part * cosine + _quarter_turn(part, half=module.rotate_half) * sine for part in normed]
+    turned = [
+        part * cosine[: part.shape[1]] + _quarter_turn(part, half=module.rotate_half) * sine[: part.shape[1]]
+        for part in normed
+    ]
     return _after(module, x, attend(turned[0].flatten(2), turned[1].flatten(2), value, heads=module.num_heads))
 
 
@@ -91,13 +124,6 @@ def _latent_pool(module: Any, x: torch.Tensor, **_: object) -> torch.Tensor:
     return x.mean(dim=1) if module.pool == "avg" else x
 
 
-def _map_attention(module: Any, x: torch.Tensor) -> torch.Tensor:
-    """[B,C,h,w] -> the same: every position is a token."""
-    query, key, value = module.qkv(x.flatten(2).transpose(1, 2)).chunk(3, dim=-1)
-    rows = module.proj(attend(query, key, value, heads=module.num_heads))
-    return cast("torch.Tensor", rows.transpose(1, 2).reshape(x.shape))
-
-
 def _normed(norm: nn.Module, x: torch.Tensor, module: Any) -> torch.Tensor:
     """[B,L,W] -> [B,L,H,E], where timm norms queries and keys, if it does."""
     return cast("torch.Tensor", norm(x.reshape(*x.shape[:-1], module.num_heads, -1)))
@@ -123,6 +149,9 @@ RESTATED: Mapping[type, Callable[..., torch.Tensor]] = {
     timm.models.vision_transformer.Attention: _self_attention,
     timm.models.eva.EvaAttention: _rotary_attention,
     timm.models.eva.AttentionRope: _rotary_attention,
-    timm.models.fastvit.Attention: _map_attention,
     timm.layers.AttentionPoolLatent: _latent_pool,
+}
+OF_CLASS_TOKEN: Mapping[type, Callable[..., torch.Tensor]] = {
+    timm.models.vision_transformer.Block: _block,
+    timm.models.eva.EvaBlock: _eva_block,
 }

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from calipso_export.clip import timm
+from calipso_export.towers.timm_attention import only_class_token
 from calipso_export.towers.timm_trunk import TimmTower
 
 
@@ -17,6 +18,12 @@ class TimmVitTower(TimmTower):
         timm.models.VisionTransformer,
         timm.models.vision_transformer_relpos.VisionTransformerRelPos,
     )
+
+    def __init__(self, visual: nn.Module, *, with_tokens: bool) -> None:
+        super().__init__(visual, with_tokens=with_tokens)
+        trunk = cast("Any", self.visual).trunk
+        if not with_tokens and trunk.global_pool == "token" and getattr(trunk, "attn_pool", None) is None:
+            only_class_token(trunk.blocks[-1])
 
     @property
     def rows(self) -> int:
