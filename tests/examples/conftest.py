@@ -9,7 +9,8 @@ from calipso_export import ExportConfig, export
 from calipso_export.torchvision_ops import ensure_torchvision_imports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPOSITORY / "examples" / name) for name in ("shapes", "solids", "web")]
+sys.path[:0] = [str(REPOSITORY / "examples" / name) for name in ("", "shapes", "solids", "web")]
+sys.path.append(str(REPOSITORY / "tests" / "runtime"))
 sys.path.insert(0, str(Path(__file__).parent))
 ensure_torchvision_imports()
 

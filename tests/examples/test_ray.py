@@ -1,0 +1,303 @@
+"""The Ray examples on a real local Ray: whoever is killed, each picture is answered once, as the runtime answers it."""
+
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from runtime_samples import LABELS, tiny_manifest, write_model
+
+import calipso_runtime
+from calipso_runtime import bundle
+from calipso_runtime.errors import CalipsoError
+
+pytest.importorskip("ray", reason="needs Ray: pip install 'calipso[ray]'")
+pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install 'calipso[ray]'")
+pa = pytest.importorskip("pyarrow")
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+COUNT, SHARD = 300, 5
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+Run = Callable[..., "subprocess.Popen[str]"]
+
+
+def picture(seed: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    return small.resize((400 + seed, 300), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures in folders, three of which cannot be read."""
+    folder = tmp_path_factory.mktemp("album")
+    for number in range(COUNT):
+        path = folder / f"{number % 7}" / f"{number:04}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        picture(number).save(path)
+    (folder / "0" / "0007.jpg").write_bytes(b"")
+    (folder / "1" / "0001.jpg").write_text("no picture")
+    whole = (folder / "2" / "0002.jpg").read_bytes()
+    (folder / "2" / "0002.jpg").write_bytes(whole[: len(whole) // 3])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bundle, as the runtime's tests have it."""
+    folder, manifest = tmp_path_factory.mktemp("bundle"), tiny_manifest(parity="passed")
+    write_model(folder / bundle.MODEL_FILE, manifest)
+    files = {bundle.MODEL_FILE: bundle.file_entry(folder / bundle.MODEL_FILE)}
+    bundle.write_manifest(folder / bundle.MANIFEST_FILE, dataclasses.replace(manifest, files=files))
+    return folder
+
+
+BROKEN = {"0/0007.jpg", "1/0001.jpg", "2/0002.jpg"}
+
+
+@pytest.fixture
+def start() -> Iterator[Run]:
+    """Starts an example; what it leaves running is ended."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(script: str, *arguments: object) -> "subprocess.Popen[str]":
+        command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=120)
+
+
+def parts(output: Path) -> list[Path]:
+    return sorted(output.glob("part-*.parquet"))
+
+
+def wait_for_parts(process: "subprocess.Popen[str]", output: Path, count: int) -> None:
+    deadline = time.monotonic() + 400
+    while len(parts(output)) < count:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "MapWorker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(output).to_pylist()
+    return found
+
+
+def check(found: list[dict[str, Any]], expected: dict[str, Any], model: Path) -> None:
+    """Each of the pictures (by name; None for those that cannot be read) has one row, with the runtime's answer."""
+    assert sorted(row["image"] for row in found) == sorted(expected)
+    with calipso_runtime.load(model, threads=1) as classifier:
+        for row in found:
+            content = expected[row["image"]]
+            if content is None:
+                assert row["error"]
+                assert row["label"] is None
+                continue
+            answer = classifier.classify(content)
+            assert row["error"] is None
+            assert row["label"] == answer.label == row["labels"][0]
+            np.testing.assert_allclose(row["logits"], [score.logit for score in answer], atol=1e-4)
+            np.testing.assert_allclose(row["probability"], answer.probability, atol=1e-5)
+
+
+def album_contents(album: Path) -> dict[str, Any]:
+    names = [str(path.relative_to(album)) for path in album.rglob("*.jpg")]
+    assert len(names) == COUNT
+    return {name: None if name in BROKEN else str(album / name) for name in names}
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_loses_nothing_and_doubles_nothing(
+    album: Path, tiny_bundle: Path, tmp_path: Path, start: Run
+) -> None:
+    output = tmp_path / "answers"
+    job = start("ray_batch.py", tiny_bundle, album, "-o", output, "--shard", SHARD, "--workers", 2)
+    wait_for_parts(job, output, 3)
+
+    workers = [each for each in psutil.Process(job.pid).children(recursive=True) if is_worker(each)]
+    workers[0].send_signal(signal.SIGKILL)
+    done_by_then = len(parts(output))
+    out, err = job.communicate(timeout=300)
+
+    assert done_by_then < COUNT // SHARD
+    assert job.returncode == 0, err
+    # Above it, Ray may tell of the worker.
+    summary = json.loads(out.splitlines()[-1])
+    assert (summary["pictures"], summary["unreadable"]) == (COUNT, len(BROKEN))
+    assert f"{COUNT}/{COUNT}" in err
+    assert list(output.glob(".*")) == []
+    check(rows(output), album_contents(album), tiny_bundle)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_killed_goes_on_where_it_stopped(
+    album: Path, tiny_bundle: Path, tmp_path: Path, start: Run
+) -> None:
+    output = tmp_path / "answers"
+    command = ("ray_batch.py", tiny_bundle, album, "-o", output, "--shard", SHARD, "--workers", 1)
+    job = start(*command)
+    wait_for_parts(job, output, 3)
+    family = psutil.Process(job.pid).children(recursive=True)
+    job.send_signal(signal.SIGKILL)
+    job.communicate(timeout=120)
+    # Ray ends its workers with the job, and its own agents some time later.
+    _, alive = psutil.wait_procs([process for process in family if is_worker(process)], timeout=120)
+    assert alive == [], "workers of a job that was killed go on"
+    for process in family:
+        if process.is_running():
+            process.kill()
+    before = {path: path.stat().st_mtime_ns for path in parts(output)}
+
+    again = start(*command)
+    _, err = again.communicate(timeout=300)
+
+    assert again.returncode == 0, err
+    assert 3 <= len(before) < COUNT // SHARD
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    check(rows(output), album_contents(album), tiny_bundle)
+
+
+@pytest.mark.slow
+def test_parquet_is_read_row_group_by_row_group(tiny_bundle: Path, tmp_path: Path, start: Run) -> None:
+    contents: list[Any] = []
+    for number in range(25):
+        stream = io.BytesIO()
+        picture(number).save(stream, "PNG")
+        contents.append(stream.getvalue())
+    contents[3], contents[17] = None, b"no picture"
+    table = pa.table({"id": range(25), "bytes": pa.array(contents, pa.binary())})
+    pq.write_table(table, tmp_path / "pictures.parquet", row_group_size=10)
+
+    job = start(
+        "ray_batch.py", tiny_bundle, tmp_path / "pictures.parquet", "-o", tmp_path / "out", "--column", "bytes",
+        "--workers", 1, "--batch", 4,
+    )  # fmt: skip
+    _, err = job.communicate(timeout=300)
+
+    assert job.returncode == 0, err
+    assert len(parts(tmp_path / "out")) == 3
+    expected = {f"pictures.parquet#{row}": value for row, value in enumerate(contents)}
+    check(rows(tmp_path / "out"), {**expected, "pictures.parquet#17": None}, tiny_bundle)
+
+
+def test_answers_of_two_jobs_are_never_mixed(album: Path, tiny_bundle: Path, tmp_path: Path, start: Run) -> None:
+    import ray_batch
+
+    output = tmp_path / "answers"
+    ray_batch._claim(output, {"bundle": "another", "top": 5})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    pq.write_table(pa.table({"id": [1]}), tmp_path / "ids.parquet")
+
+    for arguments, told in (
+        ((album, "-o", output), "holds answers of another job (bundle, input, pictures"),
+        ((album, "-o", tmp_path / "mine"), "is not empty, and no output of this script"),
+        ((tmp_path / "ids.parquet", "-o", tmp_path / "new"), "has no column 'image'"),
+        ((tmp_path / "mine", "-o", tmp_path / "new"), "no pictures in"),
+    ):
+        job = start("ray_batch.py", tiny_bundle, *arguments)
+        _, err = job.communicate(timeout=120)
+        assert job.returncode == 2
+        assert told in err
+
+
+def test_a_shard_that_kills_its_workers_is_named_instead_of_tried_forever(
+    album: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    import ray_batch
+
+    options = {"output": tmp_path, "bundle": tiny_bundle, "column": "", "top": 1, "batch": 1, "backend": "auto"}
+    worker = ray_batch.Worker({**options, "threads": 1})
+    shard = ray_batch._shards(album, SHARD, "")[1]
+    for number in range(4):
+        (tmp_path / f".{shard['name']}.{number}.partial").touch()
+
+    assert worker(shard)["pictures"] == SHARD
+    (tmp_path / f".{shard['name']}.4.partial").touch()
+    with pytest.raises(CalipsoError, match=r"5 workers died of part-000001.parquet: 0/0035.jpg to 0/0063.jpg in"):
+        worker(shard)
+
+
+def post(url: str, content: bytes | None) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, content), timeout=60) as reply:  # noqa: S310
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+@pytest.mark.slow
+def test_the_service_answers_like_the_runtime_under_load(
+    album: Path, tiny_bundle: Path, unused_port: int, start: Run
+) -> None:
+    pytest.importorskip("ray.serve", reason="needs Ray Serve: pip install 'calipso[ray]'")
+    service = start("ray_serve.py", tiny_bundle, "--port", unused_port, "--replicas", 2, "--top", 5, "--max-mb", "0.5")
+    assert service.stdout is not None
+    assert service.stderr is not None
+    told = threading.Thread(target=service.stderr.read, daemon=True)
+    told.start()
+    assert any(line.startswith("serving on") for line in service.stdout)
+    url = f"http://127.0.0.1:{unused_port}/"
+    contents = album_contents(album)
+
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda name: post(url, (album / name).read_bytes()), contents))
+
+    with calipso_runtime.load(tiny_bundle, threads=1) as classifier:
+        for name, (status, answer) in zip(contents, answers, strict=True):
+            if contents[name] is None:
+                assert status == 400
+                assert "cannot be used as a picture" in answer["error"]
+                continue
+            expected = classifier.classify(contents[name])
+            assert status == 200
+            assert [each["label"] for each in answer["predictions"]] == [score.label for score in expected]
+            found = [each["logit"] for each in answer["predictions"]]
+            np.testing.assert_allclose(found, [score.logit for score in expected], atol=1e-4)
+    assert post(url, b"x" * 600_000)[0] == 413
+    assert post(url, None)[1]["labels"] == list(LABELS)
+    service.send_signal(signal.SIGINT)
+    assert service.wait(timeout=60) == 0
+    told.join(timeout=60)
+    service.stdout.close()
+    service.stderr.close()
+
+
+@pytest.fixture
+def unused_port() -> int:
+    import socket
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
