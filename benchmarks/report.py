@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks import (
     RESULTS,
     ROOT,
+    family_tables,
     gpu_tables,
     head_tables,
     pixel_tables,
@@ -162,11 +163,13 @@ def _read(name: str) -> Any:
 
 PARTS: dict[str, Callable[[], str]] = {
     "demo": demo_table,
+    "families": family_tables.families_table,
     "forms": speed_tables.forms_table,
     "full-size": full_size_table,
     "gpu": gpu_tables.gpu_table,
     "heads": head_tables.heads_table,
     "loadgen": speed_tables.loadgen_table,
+    "mobileclip": family_tables.mobileclip_table,
     "models": sweep_tables.models_table,
     "peak": speed_tables.peak_table,
     "pixels": pixel_tables.pixels_table,
