@@ -36,8 +36,8 @@ def families_table() -> str:
     lines = [table(("model", "family", *_GATED, *_TIMED), rows, words=2 + len(_GATED))]
     lines.append(
         f"\nFull size, random weights and text features, {document['pictures']} drawn pictures, {document['classes']} "
-        f"classes, at most {document['repair_minutes']:g} min of repair;\nthe worst logit error is in brackets. Times are "
-        f"to eager PyTorch's tower, one picture, one thread of {document['environment']['cpu']}, medians in turns.\n"
+        f"classes, at most {document['repair_minutes']:g} min of repair;\nthe worst logit error is in brackets. Times "
+        f"are to eager PyTorch's tower, one picture, one thread of {document['environment']['cpu']}, in turns.\n"
     )
     lines += [f"- {model}, {precision}: {reason}\n" for model, precision, reason in _reasons(by_model)]
     if missing:

@@ -16,6 +16,7 @@ from benchmarks import (
     family_tables,
     gpu_tables,
     head_tables,
+    host_tables,
     pixel_tables,
     precision_tables,
     speed_tables,
@@ -33,6 +34,7 @@ DOCUMENTS = (
     ROOT / "docs" / "methods.md",
     ROOT / "docs" / "models.md",
     ROOT / "docs" / "teach.md",
+    ROOT / "docs" / "hosts.md",
 )
 _START, _END = "<!-- generated: ", "<!-- end -->"
 _MB = 1e6
@@ -168,6 +170,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "full-size": full_size_table,
     "gpu": gpu_tables.gpu_table,
     "heads": head_tables.heads_table,
+    "hosts": host_tables.hosts_table,
     "loadgen": speed_tables.loadgen_table,
     "mobileclip": family_tables.mobileclip_table,
     "models": sweep_tables.models_table,
