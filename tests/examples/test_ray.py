@@ -32,6 +32,7 @@ pa = pytest.importorskip("pyarrow")
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 COUNT, SHARD = 300, 5
+TRIES, RAY_IS_SLOW = 3, "The current node timed out during startup"
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 Run = Callable[..., "subprocess.Popen[str]"]
 
@@ -92,12 +93,27 @@ def parts(output: Path) -> list[Path]:
     return sorted(output.glob("part-*.parquet"))
 
 
-def wait_for_parts(process: "subprocess.Popen[str]", output: Path, count: int) -> None:
-    deadline = time.monotonic() + 400
-    while len(parts(output)) < count:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def start_batch(start: Run, *arguments: object, until: Callable[[], bool]) -> "subprocess.Popen[str]":
+    """A batch job that has come so far, or has ended; begun again where Ray could not start in its 30 seconds."""
+    for _ in range(TRIES):
+        job = start("ray_batch.py", *arguments)
+        deadline = time.monotonic() + 400
+        while not until() and job.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        if job.poll() in (0, None):
+            return job
+        told = job.communicate()[1]
+        assert RAY_IS_SLOW in told, told
+    pytest.skip(f"Ray does not start here: {RAY_IS_SLOW}")
+
+
+def finished(start: Run, *arguments: object) -> tuple[str, str]:
+    """What a batch job that succeeds says."""
+    job = start_batch(start, *arguments, until=lambda: False)
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 0, err
+    return out, err
 
 
 def is_worker(process: psutil.Process) -> bool:
@@ -140,8 +156,8 @@ def test_a_worker_that_is_killed_loses_nothing_and_doubles_nothing(
     album: Path, tiny_bundle: Path, tmp_path: Path, start: Run
 ) -> None:
     output = tmp_path / "answers"
-    job = start("ray_batch.py", tiny_bundle, album, "-o", output, "--shard", SHARD, "--workers", 2)
-    wait_for_parts(job, output, 3)
+    command = (tiny_bundle, album, "-o", output, "--shard", SHARD, "--workers", 2)
+    job = start_batch(start, *command, until=lambda: len(parts(output)) >= 3)
 
     workers = [each for each in psutil.Process(job.pid).children(recursive=True) if is_worker(each)]
     workers[0].send_signal(signal.SIGKILL)
@@ -163,9 +179,8 @@ def test_a_job_that_is_killed_goes_on_where_it_stopped(
     album: Path, tiny_bundle: Path, tmp_path: Path, start: Run
 ) -> None:
     output = tmp_path / "answers"
-    command = ("ray_batch.py", tiny_bundle, album, "-o", output, "--shard", SHARD, "--workers", 1)
-    job = start(*command)
-    wait_for_parts(job, output, 3)
+    command = (tiny_bundle, album, "-o", output, "--shard", SHARD, "--workers", 1)
+    job = start_batch(start, *command, until=lambda: len(parts(output)) >= 3)
     family = psutil.Process(job.pid).children(recursive=True)
     job.send_signal(signal.SIGKILL)
     job.communicate(timeout=120)
@@ -177,10 +192,8 @@ def test_a_job_that_is_killed_goes_on_where_it_stopped(
             process.kill()
     before = {path: path.stat().st_mtime_ns for path in parts(output)}
 
-    again = start(*command)
-    _, err = again.communicate(timeout=300)
+    finished(start, *command)
 
-    assert again.returncode == 0, err
     assert 3 <= len(before) < COUNT // SHARD
     assert {path: path.stat().st_mtime_ns for path in before} == before
     check(rows(output), album_contents(album), tiny_bundle)
@@ -197,13 +210,9 @@ def test_parquet_is_read_row_group_by_row_group(tiny_bundle: Path, tmp_path: Pat
     table = pa.table({"id": range(25), "bytes": pa.array(contents, pa.binary())})
     pq.write_table(table, tmp_path / "pictures.parquet", row_group_size=10)
 
-    job = start(
-        "ray_batch.py", tiny_bundle, tmp_path / "pictures.parquet", "-o", tmp_path / "out", "--column", "bytes",
-        "--workers", 1, "--batch", 4,
-    )  # fmt: skip
-    _, err = job.communicate(timeout=300)
+    options = ("--column", "bytes", "--workers", 1, "--batch", 4)
+    finished(start, tiny_bundle, tmp_path / "pictures.parquet", "-o", tmp_path / "out", *options)
 
-    assert job.returncode == 0, err
     assert len(parts(tmp_path / "out")) == 3
     expected = {f"pictures.parquet#{row}": value for row, value in enumerate(contents)}
     check(rows(tmp_path / "out"), {**expected, "pictures.parquet#17": None}, tiny_bundle)
