@@ -227,7 +227,7 @@ def in_parts(model: LoadedModel, config: ExportConfig, folder: Path) -> Iterator
     config = with_outputs(config, "logits", "tokens")
     module = classifier(model, with_tokens=True, outputs=("logits", "tokens"))
     session = session_of(for_ort(trace(module, model, config)), folder)
-    size = run_batch(module.tower.rows) or LARGE_BATCH
+    size = run_batch(module.tower.rows, maps=1)
     image = np.random.default_rng(0).standard_normal((LARGE_BATCH, 3, *model.preprocess.size), dtype=np.float32)
     parts = np.array_split(image, -(-LARGE_BATCH // size))
 

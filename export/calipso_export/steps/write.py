@@ -52,6 +52,8 @@ from calipso_runtime.pixel_input import OP
 MAX_EMBEDDED_BYTES = 2**31 - 64 * 2**20
 # Measured on ViT-B/32 and B/16 (docs/performance.md): larger products leave the caches.
 _BEST_ROWS = 400
+# Of towers that work on maps; measured on five of them: one at a time and eight at once are both slower.
+_BEST_MAPS = 2
 # Where the towers are apart: which outputs each graph gives. For ONNX Runtime they always are: it computes the whole
 # of a graph, whatever is asked of it (only_execute_path_to_fetches is for its training builds, onnxruntime#16013).
 _Outputs = dict[str, tuple[str, ...] | None]
@@ -132,7 +134,8 @@ class WriteGraphs:
             weights = folder / (name if name in portable else MODEL_FILE)
             ort, ort_path = part(graphs.ort, outputs), folder / ORT_FILES[name]
             ort = front_end.attached(ort) if name == MODEL_FILE else ort
-            save_over(ort, ort_path, weights=weights, manifest=carried, run_batch=run_batch(rows[name]))
+            batch = run_batch(rows[name], maps=front_end.images)
+            save_over(ort, ort_path, weights=weights, manifest=carried, run_batch=batch)
         made.add(Graph(paths=tuple(folder / name for name in parts), manifest=manifest))
         progress("writing the graphs", 2, 2)
 
@@ -147,7 +150,7 @@ def save(graph: ir.Model, path: Path, *, manifest: str) -> None:
     seal_model(path)
 
 
-def save_over(graph: ir.Model, path: Path, *, weights: Path, manifest: str, run_batch: int | None = None) -> None:
+def save_over(graph: ir.Model, path: Path, *, weights: Path, manifest: str, run_batch: int) -> None:
     """Write and seal a graph whose weights lie in another graph's file, or in the data beside that one.
 
     Args:
@@ -155,7 +158,7 @@ def save_over(graph: ir.Model, path: Path, *, weights: Path, manifest: str, run_
         path: where.
         weights: a graph that holds the same bytes, in the same folder.
         manifest: to carry.
-        run_batch: how many pictures the graph runs at once fastest, where it matters.
+        run_batch: how many pictures the graph runs at once fastest.
     """
     graph = without_defaults(graph)
     refer_to(graph.graph, weights)
@@ -164,9 +167,9 @@ def save_over(graph: ir.Model, path: Path, *, weights: Path, manifest: str, run_
     seal_model(path)
 
 
-def run_batch(rows: int | None) -> int | None:
-    """How many pictures of so many rows each ONNX Runtime runs at once fastest; None where it does not matter."""
-    return None if rows is None else max(1, round(_BEST_ROWS / rows))
+def run_batch(rows: int | None, *, maps: int) -> int:
+    """How many pictures ONNX Runtime runs at once fastest, of so many rows each, or of so many maps without rows."""
+    return max(1, _BEST_MAPS // maps if rows is None else round(_BEST_ROWS / rows))
 
 
 def _set_metadata(graph: ir.Model, manifest: str, *, has_data: bool, run_batch: int | None = None) -> None:
