@@ -133,7 +133,7 @@ def session(taken: PixelInput, config: Preprocess) -> onnxruntime.InferenceSessi
     node = ir.node("Identity", [image], name="tower/Identity")
     node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = "prepared", image.shape, image.type
     graph = ir.Graph([image], node.outputs, nodes=[node], opset_imports={"": 18}, name="preparation")
-    proto = ir.to_proto(attach(ir.Model(graph, ir_version=10), taken, config))
+    proto = ir.to_proto(attach(ir.Model(graph, ir_version=10), taken, config, casts_first=False))
     return onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
 
 

@@ -31,9 +31,10 @@ def empty_graph(size: tuple[int, int]) -> ir.Model:
     return ir.Model(ir.Graph([image], [output], nodes=[node], opset_imports={"": 18}, name="empty"), ir_version=10)
 
 
-def graph_of(config: Preprocess, **taken: object) -> onnx.ModelProto:
+def graph_of(config: Preprocess, *, casts_first: bool = True, **taken: object) -> onnx.ModelProto:
     """A graph that gives what the tower would be given."""
-    proto = ir.to_proto(attach(empty_graph(config.size), PixelInput(**taken), config))
+    graph = attach(empty_graph(config.size), PixelInput(**taken), config, casts_first=casts_first)
+    proto = ir.to_proto(graph)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 

@@ -169,6 +169,32 @@ def test_a_batch_of_several_pictures_is_what_each_is_alone() -> None:
                 np.testing.assert_array_equal(prepared(one, config, **form), found)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    height=st.integers(1, 400),
+    width=st.integers(1, 400),
+    channels=st.sampled_from(sorted(CHANNEL_ORDERS)),
+    mode=st.sampled_from(MODES),
+)
+def test_onnx_runtimes_graph_casts_last_and_gives_the_same(height: int, width: int, channels: str, mode: str) -> None:
+    config, pixels = preparing(size=(32, 32), resize_mode=mode), noise_pixels(9, height, width, len(channels))
+    form = {"size": (height, width), "resize": MATMUL, "channels": channels}
+
+    first, last = (prepared(pixels, config, casts_first=casts_first, **form) for casts_first in (True, False))
+
+    np.testing.assert_array_equal(first, last)
+
+
+def test_where_a_picture_shrinks_much_most_of_the_matrices_is_left_out() -> None:
+    config, (height, width) = preparing(size=(64, 64), resize_mode="squash"), (1280, 1920)
+
+    graph = graph_of(config, size=(height, width), resize=MATMUL).graph
+
+    constants = sum(len(each.raw_data) for each in graph.initializer)
+    assert constants < (64 * height + 64 * width) * 2 * 4 / 4
+    assert {node.op_type for node in graph.node} >= {"MatMul", "Concat"}
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_openvino_computes_the_constant_matrices_exactly(mode: str) -> None:
     config, size = preparing(size=(64, 64), resize_mode=mode), (130, 201)

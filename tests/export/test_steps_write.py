@@ -9,7 +9,9 @@ from calipso_export.steps.write import run_batch
 from calipso_runtime.bundle import METADATA_RUN_BATCH, MODEL_FILE, ORT_FILES
 
 
-@pytest.mark.parametrize(("rows", "maps", "pictures"), [(50, 1, 8), (197, 1, 2), (1025, 1, 1), (None, 1, 2), (None, 6, 1)])
+@pytest.mark.parametrize(
+    ("rows", "maps", "pictures"), [(50, 1, 8), (197, 1, 2), (1025, 1, 1), (None, 1, 2), (None, 6, 1)]
+)
 def test_products_of_about_400_rows_and_two_maps_are_run_at_once(rows: int | None, maps: int, pictures: int) -> None:
     assert run_batch(rows, maps=maps) == pictures
 

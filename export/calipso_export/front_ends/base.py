@@ -39,8 +39,13 @@ class FrontEnd(Protocol):
     def modules(self) -> tuple[nn.Module | None, nn.Module | None]:
         """What is traced before the tower, input -> images; and after it, (global, tokens) -> (global, tokens)."""
 
-    def attached(self, graph: ir.Model) -> ir.Model:
-        """The finished graph with what is not traced before it, in a copy; the graph itself where there is nothing."""
+    def attached(self, graph: ir.Model, *, casts_first: bool = True) -> ir.Model:
+        """The finished graph with what is not traced before it, in a copy; the graph itself where there is nothing.
+
+        Args:
+            graph: the finished graph.
+            casts_first: as TensorRT needs it; for ONNX Runtime not.
+        """
 
     def shown(self, content: Content) -> Content:
         """What both sides of a comparison are given for it: itself, but where the graph takes less than any picture."""

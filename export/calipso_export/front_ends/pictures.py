@@ -49,7 +49,7 @@ class PicturesFrontEnd:
         """None are needed."""
         return None, None
 
-    def attached(self, graph: ir.Model) -> ir.Model:
+    def attached(self, graph: ir.Model, *, casts_first: bool = True) -> ir.Model:  # noqa: ARG002
         """Nothing is missing."""
         return graph
 

@@ -51,9 +51,9 @@ class PixelsFrontEnd(PicturesFrontEnd):
             )
             raise UsageError(message)
 
-    def attached(self, graph: ir.Model) -> ir.Model:
+    def attached(self, graph: ir.Model, *, casts_first: bool = True) -> ir.Model:
         """With the preparation before it."""
-        return attach(graph, self.taken, self.preprocess)
+        return attach(graph, self.taken, self.preprocess, casts_first=casts_first)
 
     def shown(self, content: Content) -> Content:
         """The picture itself; where the graph takes one size, cut and scaled to it, RGB."""

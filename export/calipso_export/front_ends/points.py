@@ -216,7 +216,7 @@ class PointsFrontEnd:
         projection = Projection(self._rotation, distance=DISTANCES[self.views], size=self.size)
         return projection, Views(self._shares.float())
 
-    def attached(self, graph: ir.Model) -> ir.Model:
+    def attached(self, graph: ir.Model, *, casts_first: bool = True) -> ir.Model:  # noqa: ARG002
         """Nothing is missing."""
         return graph
 

@@ -11,18 +11,18 @@ from onnx_ir.passes import common as passes
 from calipso_export.pixels import by_matmul, by_op
 from calipso_export.pixels.nodes import Nodes
 from calipso_runtime.bundle import IMAGE, PIXELS, Preprocess
-from calipso_runtime.pixel_input import MATMUL, OP, PixelInput
-
-_FORMS = {OP: by_op.levels, MATMUL: by_matmul.levels}
+from calipso_runtime.pixel_input import MATMUL, PixelInput
 
 
-def attach(model: ir.Model, given: PixelInput, config: Preprocess) -> ir.Model:
+def attach(model: ir.Model, given: PixelInput, config: Preprocess, *, casts_first: bool = True) -> ir.Model:
     """A graph of pixels out of one of prepared images.
 
     Args:
         model: whose first input is `image` [B,3,H,W]; left as it is.
         given: what the new graph takes.
         config: how pictures are prepared.
+        casts_first: for TensorRT, which does nothing with uint8 but to cast it; others move a quarter of the bytes
+            where they cast last.
     """
     model = model.clone()
     graph = model.graph
@@ -34,7 +34,11 @@ def attach(model: ir.Model, given: PixelInput, config: Preprocess) -> ir.Model:
     shape = ir.Shape([image.shape[0], height or "height", width or "width", channels])
     pixels = ir.Value(name=PIXELS, shape=shape, type=ir.TensorType(ir.DataType.UINT8))
     nodes = Nodes(graph)
-    prepared = _normalised(nodes, _FORMS[given.resize](nodes, pixels, given, config), config)
+    if given.resize == MATMUL:
+        levels = by_matmul.levels(nodes, pixels, given, config, casts_first=casts_first)
+    else:
+        levels = by_op.levels(nodes, pixels, given, config)
+    prepared = _normalised(nodes, levels, config)
     if image.dtype != ir.DataType.FLOAT and image.dtype is not None:
         prepared = nodes.op("Cast", prepared, to=image.dtype.value)
     graph.inputs[0] = pixels

@@ -133,7 +133,7 @@ class WriteGraphs:
         for name, outputs in (_TOWERS if config.takes_labels else _WHOLE).items():
             weights = folder / (name if name in portable else MODEL_FILE)
             ort, ort_path = part(graphs.ort, outputs), folder / ORT_FILES[name]
-            ort = front_end.attached(ort) if name == MODEL_FILE else ort
+            ort = front_end.attached(ort, casts_first=False) if name == MODEL_FILE else ort
             batch = run_batch(rows[name], maps=front_end.images)
             save_over(ort, ort_path, weights=weights, manifest=carried, run_batch=batch)
         made.add(Graph(paths=tuple(folder / name for name in parts), manifest=manifest))
