@@ -89,17 +89,27 @@ def _weights(nodes: Nodes, sizes: Axis, interpolation: str) -> tuple[ir.Value, i
     first = nodes.op("Cast", nodes.op("ReduceMin", lowest, keepdims=0), to=ir.DataType.INT64.value)
     last = nodes.op("Cast", nodes.op("ReduceMax", beyond, keepdims=0), to=ir.DataType.INT64.value)
     first, last = (nodes.op("Reshape", each, nodes.numbers(1)) for each in (first, last))
-    pixels = nodes.op("Unsqueeze", counted(first, last), nodes.numbers(0))
+    # A row has a few weights that are not 0: these are computed, and put into their places.
+    taps = nodes.op(
+        "Cast", nodes.op("ReduceMax", nodes.op("Sub", beyond, lowest), keepdims=0), to=ir.DataType.INT64.value
+    )
+    pixels = nodes.op("Add", lowest, nodes.op("Unsqueeze", counted(nodes.numbers(0), taps), nodes.numbers(0)))
     away = nodes.op("Abs", nodes.op("Add", nodes.op("Sub", pixels, centres), half))
     away = nodes.op("Mul", away, nodes.op("Div", nodes.double(1.0), filter_scale))
-    values = _FILTERS[interpolation](nodes, away)
-    is_used = nodes.op("And", nodes.op("GreaterOrEqual", pixels, lowest), nodes.op("Less", pixels, beyond))
-    values = nodes.op("Where", is_used, values, nodes.double(0.0))
+    values = nodes.op(
+        "Where", nodes.op("Less", pixels, beyond), _FILTERS[interpolation](nodes, away), nodes.double(0.0)
+    )
     values = nodes.op("Div", values, nodes.op("ReduceSum", values, nodes.numbers(1), keepdims=1))
     size = nodes.op(
         "Floor", nodes.op("Add", nodes.op("Mul", nodes.op("Abs", values), nodes.double(2.0**PRECISION_BITS)), half)
     )
-    return nodes.op("Mul", nodes.op("Sign", values), size), first, last
+    values = nodes.op("Mul", nodes.op("Sign", values), size)
+    used = nodes.op("Sub", last, first)
+    places = nodes.op("Sub", nodes.op("Cast", pixels, to=ir.DataType.INT64.value), first)
+    # What a row does not use is 0, wherever it is added.
+    places = nodes.op("Min", places, nodes.op("Sub", used, nodes.numbers(1)))
+    empty = nodes.op("Expand", nodes.double(0.0), nodes.op("Concat", sizes.kept, used, axis=0))
+    return nodes.op("ScatterElements", empty, places, values, axis=1, reduction="add"), first, last
 
 
 def _bicubic(nodes: Nodes, at: ir.Value) -> ir.Value:
