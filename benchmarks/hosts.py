@@ -34,7 +34,7 @@ from calipso_export import ExportConfig, export
 from calipso_export.progress import silent
 from calipso_export.rebuild import rebuild
 from calipso_runtime import load
-from calipso_runtime.bundle import read_manifest
+from calipso_runtime.manifest import read_manifest
 
 MODEL = ROOT / "models" / "shapes-vit" / "shapes-vit"
 WEB = ROOT / "examples" / "web"

@@ -31,7 +31,7 @@ from calipso_bench.environment import commit, environment
 from calipso_export import ExportConfig, export
 from calipso_export.pixels import attach
 from calipso_runtime import load
-from calipso_runtime.bundle import Preprocess
+from calipso_runtime.manifest import Preprocess
 from calipso_runtime.pixel_input import MATMUL, PixelInput
 from calipso_runtime.preprocess import resize_and_crop
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from calipso_bench.contenders.numpy_ends import preprocessed
-from calipso_runtime.bundle import Preprocess
 from calipso_runtime.commands.collect import collect
+from calipso_runtime.manifest import Preprocess
 
 # Every fourth made-up picture is large. Batches begin at multiples of this, so that all hold the same mix.
 STRIDE = 4

@@ -10,15 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import calipso_runtime
 from calipso_bench.contenders import ContenderUnavailable
-from calipso_runtime.bundle import (
-    EXTERNAL_DATA_FILE,
-    IMAGE,
-    MANIFEST_FILE,
-    Manifest,
-    Preprocess,
-    open_bundle,
-)
+from calipso_runtime.bundle import MANIFEST_FILE, open_bundle
 from calipso_runtime.errors import CalipsoError, ModelError, UsageError
+from calipso_runtime.graph_file import EXTERNAL_DATA_FILE
+from calipso_runtime.manifest import IMAGE, Manifest, Preprocess
 
 if TYPE_CHECKING:
     from calipso_bench.contenders.eager_module import EagerModel

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calipso_bench.contenders import ContenderUnavailable, first_line, import_contender
-from calipso_runtime.bundle import Preprocess
 from calipso_runtime.errors import CalipsoError
+from calipso_runtime.manifest import Preprocess
 
 if TYPE_CHECKING:
     from calipso_bench.contenders.eager_module import EagerModel

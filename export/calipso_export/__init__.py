@@ -12,7 +12,7 @@ from calipso_export.progress import Progress, silent
 from calipso_runtime.parity import Gates, Parity
 
 if TYPE_CHECKING:
-    from calipso_runtime.bundle import Manifest
+    from calipso_runtime.manifest import Manifest
 
 __all__ = ["ExportConfig", "Gates", "export"]
 
@@ -34,7 +34,7 @@ def export(config: ExportConfig, progress: Progress = silent) -> "tuple[Manifest
     from calipso_export.pipeline import run_steps
     from calipso_export.precision import candidates
     from calipso_export.steps import steps_for
-    from calipso_runtime.bundle import Manifest
+    from calipso_runtime.manifest import Manifest
 
     # Before any long work: whether there is such a precision, and the opset has it.
     candidates(config)

@@ -10,8 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from calipso_export.classes import read_classes
-from calipso_export.config import (
+from calipso_export.choices import (
     AS_INPUTS,
     EMBED,
     HEAD_MODES,
@@ -23,8 +22,9 @@ from calipso_export.config import (
     OPSETS,
     TARGETS,
     VIEW_COUNTS,
-    ExportConfig,
 )
+from calipso_export.classes import read_classes
+from calipso_export.config import ExportConfig
 from calipso_export.config_file import read_config
 from calipso_export.heads import DEFAULT, FEW_SHOT, few_shot_class
 from calipso_export.report import CANDIDATE_COLUMNS, candidate_rows, made_anew
@@ -36,7 +36,7 @@ from calipso_runtime.errors import CalipsoError, CalipsoWarning, ParityError, Us
 from calipso_runtime.pixel_input import CHANNEL_ORDERS, RESIZE_FORMS
 
 if TYPE_CHECKING:
-    from calipso_runtime.bundle import Manifest
+    from calipso_runtime.manifest import Manifest
     from calipso_runtime.parity import Parity
 
 _PATH = click.Path(path_type=Path)

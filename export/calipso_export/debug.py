@@ -18,7 +18,8 @@ from calipso_export.steps.gather import Pictures, evenly, read_pictures
 from calipso_export.steps.optimise import optimise
 from calipso_export.steps.trace import traced
 from calipso_export.steps.verify import edge_cases
-from calipso_runtime.bundle import manifest_of_metadata, open_bundle
+from calipso_runtime.bundle import open_bundle
+from calipso_runtime.manifest import manifest_of_metadata
 
 _MOST_PICTURES, _BATCH = 16, 4
 

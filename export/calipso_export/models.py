@@ -23,8 +23,8 @@ from calipso_export.hf_text import TextPlan, load_tokenizer, plan_text
 from calipso_export.preprocessing import settings_of, warn_of_doubt
 from calipso_export.towers import Tower, tower_class
 from calipso_export.towers.base import own_feature
-from calipso_runtime.bundle import Preprocess
 from calipso_runtime.errors import BundleSchemaError, ModelError, UsageError
+from calipso_runtime.manifest import Preprocess
 
 # A user's configuration must not replace a built-in one, nor another user's, for the rest of the process.
 _BUILT_IN = frozenset(open_clip.list_models())

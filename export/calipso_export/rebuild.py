@@ -13,7 +13,8 @@ import onnx
 import torch
 from onnx import external_data_helper, numpy_helper
 
-from calipso_export.config import OPEN_OUTPUTS, ExportConfig
+from calipso_export.choices import OPEN_OUTPUTS
+from calipso_export.config import ExportConfig
 from calipso_export.front_ends.points import PointsFrontEnd
 from calipso_export.heads import attribute, few_shot_class
 from calipso_export.heads.calip import CalipParameters
@@ -27,11 +28,12 @@ from calipso_export.progress import Progress
 from calipso_export.reference import HeadTensors
 from calipso_export.templates import Prompts
 from calipso_export.text_weights import text_features
-from calipso_runtime.bundle import MODEL_FILE, Manifest
 from calipso_runtime.confidence import Confidence
 from calipso_runtime.errors import ModelError
+from calipso_runtime.graph_file import MODEL_FILE
 from calipso_runtime.head.classes import Head
 from calipso_runtime.head.file import is_input, read_head
+from calipso_runtime.manifest import Manifest
 
 _TEXT_WEIGHT, _CALIP = "zero_shot.weight", "calip."
 

@@ -8,7 +8,7 @@ from calipso_export.heads import attribute, few_shot_class
 from calipso_export.report_confidence import confidence_section
 from calipso_export.report_precision import precision_section
 from calipso_export.report_table import table
-from calipso_runtime.bundle import Manifest
+from calipso_runtime.manifest import Manifest
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }

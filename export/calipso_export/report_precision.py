@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from calipso_export.report_table import table
-from calipso_runtime.bundle import Manifest
+from calipso_runtime.manifest import Manifest
 
 _WIDTH, _HEIGHT, _RADIUS = 520, 220, 5
 _MEGABYTE = 1e6

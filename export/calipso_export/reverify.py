@@ -14,7 +14,8 @@ from calipso_export.reference import EagerClassifier
 from calipso_export.steps.gather import Pictures, read_pictures
 from calipso_export.steps.verify import ask_eager, verify
 from calipso_runtime import load
-from calipso_runtime.bundle import PARITY_FILE, Manifest
+from calipso_runtime.bundle import PARITY_FILE
+from calipso_runtime.manifest import Manifest
 from calipso_runtime.parity import Gates, Parity
 from calipso_runtime.reference import read_gates
 

@@ -1,22 +1,26 @@
 """What is given to be classified -> batches that an engine takes; and its answers, checked, as float32."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, cast
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime import inputs
 from calipso_runtime.backends import Backend, DeviceBackend
-from calipso_runtime.bundle import IMAGE, PIXELS, POINTS, Manifest
 from calipso_runtime.cuda.arrays import DeviceImages, is_on_device
 from calipso_runtime.errors import BackendError, CalipsoError, ImageError, InputError
 from calipso_runtime.inputs import Images, Item
+from calipso_runtime.manifest import IMAGE, PIXELS, POINTS, Manifest
 from calipso_runtime.pixels import Ragged
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 # An item as the graph takes it.
 Prepared: TypeAlias = Float32 | npt.NDArray[np.uint8]
+_AnyItem = TypeVar("_AnyItem", bound=Item)
+_Answer = TypeVar("_Answer")
 
 # What one and many of an input are called in messages.
 _ONE = {IMAGE: "image", POINTS: "points", PIXELS: "image"}
@@ -66,7 +70,7 @@ class Asker:
         items, single = inputs.split_for(cast("Images", images), self._manifest)
         return (self._stacked(tensors) for tensors in self._tensors(items, batch, single=single)), single
 
-    def try_tensor(self, item: Item, place: int) -> Prepared | ImageError:
+    def _try_tensor(self, item: Item, place: int) -> Prepared | ImageError:
         """An item as the graph takes it, or why it could not be decoded."""
         try:
             return inputs.tensor_for(item, self._manifest, name=f"{_ONE[self._input]} {place}")
@@ -82,6 +86,32 @@ class Asker:
         pending = engine.submit(image, [output])
         return lambda: self.finite(pending.result(), output)
 
+    def stream(
+        self,
+        items: Iterator[_AnyItem],
+        start: Callable[[Sequence[Prepared]], Callable[[], Iterable[_Answer]]],
+        *,
+        batch: int,
+        ahead: int = 0,
+    ) -> Iterator[tuple[_AnyItem, _Answer | ImageError]]:
+        """Each of endless items with its answer, in order; or with why it could not be decoded.
+
+        Args:
+            items: read a batch at a time.
+            start: starts a batch of at least one; what it returns waits for the answers, one of each.
+            batch: how many items are decoded and computed together.
+            ahead: so many batches are started before the first one's answers are given.
+        """
+        place = 0
+        under_way: deque[Callable[[], Iterator[tuple[_AnyItem, _Answer | ImageError]]]] = deque()
+        while chunk := list(itertools.islice(items, batch)):
+            under_way.append(self._started(chunk, place, start))
+            if len(under_way) > ahead:
+                yield from under_way.popleft()()
+            place += len(chunk)
+        while under_way:
+            yield from under_way.popleft()()
+
     def finite(self, answers: Mapping[str, npt.NDArray[np.floating]], output: str) -> Float32:
         """An output as float32. Raises BackendError: it holds NaN or infinities."""
         values = answers[output].astype(np.float32, copy=False)
@@ -89,6 +119,24 @@ class Asker:
             message = f"{self._where} answered {output} that are not finite: the graph overflows there"
             raise BackendError(message)
         return values
+
+    def _started(
+        self,
+        chunk: Sequence[_AnyItem],
+        place: int,
+        start: Callable[[Sequence[Prepared]], Callable[[], Iterable[_Answer]]],
+    ) -> Callable[[], Iterator[tuple[_AnyItem, _Answer | ImageError]]]:
+        """A batch of `stream`, the first of which stands at that place: decoded, and started."""
+        decoded = [self._try_tensor(item, place + row) for row, item in enumerate(chunk)]
+        tensors = [value for value in decoded if not isinstance(value, ImageError)]
+        pending = start(tensors) if tensors else tuple
+
+        def finished() -> Iterator[tuple[_AnyItem, _Answer | ImageError]]:
+            answers = iter(pending())
+            for item, value in zip(chunk, decoded, strict=True):
+                yield item, value if isinstance(value, ImageError) else next(answers)
+
+        return finished
 
     def _tensors(self, items: Sequence[Item], batch: int, *, single: bool) -> Iterator[list[Prepared]]:
         """The decoded items, a batch at a time."""

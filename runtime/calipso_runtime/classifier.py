@@ -1,41 +1,29 @@
 """Classifies pictures with a loaded bundle, and is taught new classes."""
 
-import dataclasses
-import itertools
-import threading
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import TypeVar, cast, overload
+from typing import TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime.asking import DEFAULT_BATCH, Asker, Float32, Prepared, as_float32, check_positive
-from calipso_runtime.backends import Backend, HeadBackend
-from calipso_runtime.bundle import EMBEDDING, LOGITS, TEXT_EMBEDDING, TOKEN_IDS, Manifest
+from calipso_runtime.backends import Backend
 from calipso_runtime.confidence import Confidence
 from calipso_runtime.cuda.arrays import DeviceImages
-from calipso_runtime.errors import CalipsoWarning, ImageError, InputError, TeachingError, UsageError
+from calipso_runtime.errors import ImageError, InputError, UsageError
 from calipso_runtime.head.calibrate import Calibration
-from calipso_runtime.head.teacher import Change, Teacher
+from calipso_runtime.head.teacher import Teacher
 from calipso_runtime.inputs import Images, Item
+from calipso_runtime.live import LiveHead
+from calipso_runtime.manifest import EMBEDDING, LOGITS, TEXT_EMBEDDING, Manifest
 from calipso_runtime.pictures import Source
 from calipso_runtime.prediction import Prediction, rank
-from calipso_runtime.texts import TextHead, Texts
+from calipso_runtime.texts import Texts
 
 _AnyItem = TypeVar("_AnyItem", bound=Item)
 
 DEFAULT_TOP = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class _Live:
-    """Engine and labels that belong together: replaced as one, so that an answer is of one head."""
-
-    engine: Backend
-    labels: tuple[str, ...]
 
 
 class Classifier:
@@ -84,10 +72,7 @@ class Classifier:
         teacher: Teacher | None = None,
         texts: Texts | None = None,
     ) -> None:
-        self._live = _Live(engine, manifest.labels if teacher is None else teacher.head.labels)
-        self._teacher = teacher
-        self._texts = texts
-        self._teaching = threading.Lock()
+        self._head = LiveHead(engine, manifest, teacher, texts)
         self.manifest = manifest
         self.confidence = Confidence.from_json(manifest.confidence)
         self.backend = engine.name
@@ -101,7 +86,7 @@ class Classifier:
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names, in the order of the logits; of a bundle that takes any, those meant where a call names none."""
-        return self._live.labels
+        return self._head.now.labels
 
     def __repr__(self) -> str:
         model = self.manifest.model.get("name", "a graph")
@@ -121,16 +106,7 @@ class Classifier:
         Warns:
             CalipsoWarning: what it was taught was not saved.
         """
-        with self._teaching:
-            self._live.engine.close()
-            if self._texts is not None:
-                self._texts.close()
-            if self._teacher is None:
-                return
-            self._teacher.close()
-            if self._teacher.has_unsaved:
-                message = "the classifier was closed before what it was taught was saved: call save() first"
-                warnings.warn(message, CalipsoWarning, stacklevel=2)
+        self._head.close()
 
     def teach(
         self,
@@ -167,23 +143,19 @@ class Classifier:
         Warns:
             CalipsoWarning: it is one photo only, or one that another class has already.
         """
-        with self._teaching:
-            teacher = self._begin()
-            features = np.atleast_2d(self.embed(images, batch=batch))
-            change = teacher.taught(label, features, text, add=add, recalibrate=calibrate)
-            return self._take(teacher, change)
+        return self._head.change(
+            lambda teacher: teacher.taught(
+                label, np.atleast_2d(self.embed(images, batch=batch)), text, add=add, recalibrate=calibrate
+            )
+        )
 
     def forget(self, label: str, *, calibrate: bool = True) -> Calibration | None:
         """Remove a class, taught or exported. Raises UsageError: there is none of this name, or no other one."""
-        with self._teaching:
-            teacher = self._begin()
-            return self._take(teacher, teacher.forgotten(label, recalibrate=calibrate))
+        return self._head.change(lambda teacher: teacher.forgotten(label, recalibrate=calibrate))
 
     def relabel(self, old: str, new: str) -> None:
         """Give a class another name. Raises UsageError: there is none of the old name, or one of the new name."""
-        with self._teaching:
-            teacher = self._begin()
-            self._take(teacher, teacher.relabelled(old, new))
+        self._head.change(lambda teacher: teacher.relabelled(old, new))
 
     def save(self) -> None:
         """Keep what was taught: when this returns it is on the disk, whatever happens then.
@@ -191,26 +163,7 @@ class Classifier:
         Raises:
             TeachingError: it cannot be written; the changes stay in use, and `save` may be called again.
         """
-        with self._teaching:
-            if self._teacher is not None:
-                self._teacher.save()
-
-    def _begin(self) -> Teacher:
-        if self._teacher is None:
-            why = "takes any labels and keeps none" if self._texts is not None else "has its head baked into its graph"
-            message = (
-                f"this bundle {why}, so it cannot be taught: export it again with --head-mode inputs "
-                "(head_mode='inputs')"
-            )
-            raise TeachingError(message)
-        self._teacher.begin()
-        return self._teacher
-
-    def _take(self, teacher: Teacher, change: Change) -> Calibration | None:
-        engine = cast("HeadBackend", self._live.engine).bind(change.head.arrays())
-        self._live = _Live(engine, change.head.labels)
-        teacher.take(change)
-        return change.calibration
+        self._head.save()
 
     # A str is a sequence of str: the first signature that fits counts, here as at run time.
     @overload
@@ -262,7 +215,7 @@ class Classifier:
             batch: how many pictures are decoded and computed together.
         """
         check_positive("top", top)
-        live = self._live_of(_once(labels), _once(prompts))
+        live = self._head.of(_once(labels), _once(prompts))
         logits, single = self._asker.answers(live.engine, images, LOGITS, batch=batch)
         predictions = [rank(row, live.labels, top, self.confidence) for row in logits]
         return predictions[0] if single else predictions
@@ -276,7 +229,7 @@ class Classifier:
         batch: int = DEFAULT_BATCH,
     ) -> Float32:
         """The logits: float32 [K] for one picture, [N,K] for many; labels and prompts see `classify`."""
-        engine = self._live_of(labels, prompts).engine
+        engine = self._head.of(labels, prompts).engine
         values, single = self._asker.answers(engine, images, LOGITS, batch=batch)
         return values[0] if single else values
 
@@ -319,7 +272,7 @@ class Classifier:
             message = f"outputs are {tuple(outputs)}: this bundle's graph has {', '.join(self.outputs)}"
             raise UsageError(message)
         check_positive("batch", batch)
-        engine = self._engine_for(outputs, prompts)
+        engine = self._head.engine_for(outputs, prompts)
         batches, single = self._asker.batches(engine, images, batch)
         parts = [as_float32(self._asker.ask(engine, each, outputs)) for each in batches]
         joined = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
@@ -334,7 +287,7 @@ class Classifier:
         if EMBEDDING not in self.outputs:
             message = f"this bundle's graph has no output {EMBEDDING!r}: export it again with embeddings"
             raise UsageError(message)
-        values, single = self._asker.answers(self._live.engine, images, EMBEDDING, batch=batch)
+        values, single = self._asker.answers(self._head.now.engine, images, EMBEDDING, batch=batch)
         return values[0] if single else values
 
     def embed_text(self, texts: Sequence[str]) -> Float32:
@@ -343,7 +296,7 @@ class Classifier:
         Raises:
             UsageError: the bundle has no text tower.
         """
-        return self._text_tower().of_texts(texts)
+        return self._head.texts.of_texts(texts)
 
     async def classify_async(
         self,
@@ -390,87 +343,15 @@ class Classifier:
         if isinstance(ahead, bool) or not isinstance(ahead, int) or ahead < 0:
             message = f"ahead is {ahead!r}: expected a whole number of at least 0"
             raise InputError(message)
-        live = self._live_of(_once(labels), _once(prompts))
-        # What is taught changes from batch to batch; texts are those of the call.
-        fixed = None if self._texts is None else live
-        return self._stream(iter(images), fixed, top, batch, ahead)
+        live = self._head.of(_once(labels), _once(prompts))
 
-    def _stream(
-        self, images: Iterator[_AnyItem], fixed: _Live | None, top: int, batch: int, ahead: int
-    ) -> Iterator[tuple[_AnyItem, Prediction | ImageError]]:
-        start = 0
-        under_way: deque[tuple[list[_AnyItem], list[Prepared | ImageError], _Live, Callable[[], Float32]]] = deque()
-        while chunk := list(itertools.islice(images, batch)):
-            decoded = [self._asker.try_tensor(item, start + place) for place, item in enumerate(chunk)]
-            tensors = [value for value in decoded if not isinstance(value, ImageError)]
-            live = fixed or self._live
-            started = self._asker.start(live.engine, tensors, LOGITS) if tensors else _nothing
-            under_way.append((chunk, decoded, live, started))
-            if len(under_way) > ahead:
-                yield from self._ranked(*under_way.popleft(), top)
-            start += len(chunk)
-        while under_way:
-            yield from self._ranked(*under_way.popleft(), top)
+        def begun(tensors: Sequence[Prepared]) -> Callable[[], Iterable[Prediction]]:
+            # What is taught changes from batch to batch; texts are those of the call.
+            head = live if self._head.takes_texts else self._head.now
+            logits = self._asker.start(head.engine, tensors, LOGITS)
+            return lambda: (rank(row, head.labels, top, self.confidence) for row in logits())
 
-    def _live_of(self, labels: Sequence[str] | None, prompts: Sequence[str] | None) -> _Live:
-        """What a call is answered with: the bundle's classes, or the texts of the call."""
-        if self._texts is None:
-            self._refuse_texts(labels, prompts)
-            return self._live
-        if labels is not None and prompts is not None:
-            message = "labels and prompts are given: give one of them, prompts are encoded as they are"
-            raise InputError(message)
-        names = prompts if prompts is not None else labels
-        if names is None:
-            names = self.labels
-            if not names:
-                message = "this bundle has no labels of its own: give some, labels=['cat', 'dog']"
-                raise InputError(message)
-        features = self._texts.of_labels(names) if prompts is None else self._texts.of_texts(names)
-        return _Live(TextHead(self._live.engine, features, self.manifest), tuple(names))
-
-    def _engine_for(self, outputs: Sequence[str], prompts: Sequence[str] | None) -> Backend:
-        """The graph itself where it gives the logits over prompts."""
-        engine = self._live.engine
-        if self._texts is None or LOGITS not in outputs:
-            self._refuse_texts(None, prompts)
-            return engine
-        if prompts is None:
-            message = "logits of this bundle are over texts that a call names: give prompts=['a photo of a cat.']"
-            raise InputError(message)
-        if all(output.name != LOGITS for output in engine.outputs):
-            return TextHead(engine, self._texts.of_texts(prompts), self.manifest)
-        return cast("HeadBackend", engine).bind({TOKEN_IDS: self._texts.tokenizer(prompts)})
-
-    def _refuse_texts(self, labels: Sequence[str] | None, prompts: Sequence[str] | None) -> None:
-        if self._texts is None and (labels is not None or prompts is not None):
-            self._text_tower()
-
-    def _text_tower(self) -> Texts:
-        if self._texts is None:
-            message = (
-                "this bundle has no text tower, its classes are those of its export: export it again with "
-                "--head-mode open or --embed for labels and texts of any kind"
-            )
-            raise UsageError(message)
-        return self._texts
-
-    def _ranked(
-        self,
-        chunk: Sequence[_AnyItem],
-        decoded: Sequence[Prepared | ImageError],
-        live: _Live,
-        logits: Callable[[], Float32],
-        top: int,
-    ) -> Iterator[tuple[_AnyItem, Prediction | ImageError]]:
-        rows = iter(logits())
-        for item, value in zip(chunk, decoded, strict=True):
-            yield item, value if isinstance(value, ImageError) else rank(next(rows), live.labels, top, self.confidence)
-
-
-def _nothing() -> Float32:
-    """The logits of a batch in which no picture could be decoded."""
-    return np.empty((0, 0), np.float32)
+        return self._asker.stream(iter(images), begun, batch=batch, ahead=ahead)
 
 
 def _once(names: Sequence[str] | None) -> Sequence[str] | None:

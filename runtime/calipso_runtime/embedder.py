@@ -1,16 +1,15 @@
 """Features of pictures and of texts in the space that both share: for search, and for whatever is built on them."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TypeVar
 
 from calipso_runtime.asking import DEFAULT_BATCH, Asker, Float32, check_positive
 from calipso_runtime.backends import Backend
-from calipso_runtime.bundle import EMBEDDING, Manifest
 from calipso_runtime.cuda.arrays import DeviceImages
 from calipso_runtime.errors import ImageError
 from calipso_runtime.inputs import Images, Item
+from calipso_runtime.manifest import EMBEDDING, Manifest
 from calipso_runtime.texts import Texts
 from calipso_runtime.tokenizer import SILENT
 
@@ -76,7 +75,9 @@ class Embedder:
             Each picture with its feature [D], in order; or with the ImageError that tells why it could not be decoded.
         """
         check_positive("batch", batch)
-        return self._stream(iter(images), batch)
+        return self._asker.stream(
+            iter(images), lambda tensors: self._asker.start(self._engine, tensors, EMBEDDING), batch=batch
+        )
 
     def text(self, texts: str | Sequence[str], *, truncation: str = SILENT) -> Float32:
         """Features of texts as they are: float32 [D] of one, [N,D] of a list. Those that come again are remembered.
@@ -107,13 +108,3 @@ class Embedder:
         if isinstance(labels, str):
             return self._texts.of_labels([labels]).reshape(self.width)
         return self._texts.of_labels(labels)
-
-    def _stream(self, images: Iterator[_AnyItem], batch: int) -> Iterator[tuple[_AnyItem, Float32 | ImageError]]:
-        start = 0
-        while chunk := list(itertools.islice(images, batch)):
-            decoded = [self._asker.try_tensor(item, start + place) for place, item in enumerate(chunk)]
-            tensors = [value for value in decoded if not isinstance(value, ImageError)]
-            features = iter(self._asker.start(self._engine, tensors, EMBEDDING)() if tensors else ())
-            for item, value in zip(chunk, decoded, strict=True):
-                yield item, value if isinstance(value, ImageError) else next(features)
-            start += len(chunk)

@@ -6,17 +6,17 @@ from typing import Any, TypeAlias
 
 from calipso_runtime import devices
 from calipso_runtime.backends import Backend
-from calipso_runtime.bundle import (
+from calipso_runtime.bundle import Bundle
+from calipso_runtime.errors import BundleCorruptError
+from calipso_runtime.manifest import (
     EMBEDDING,
     LOGITS,
     PIXELS,
     TEXT_EMBEDDING,
     TOKEN_IDS,
-    Bundle,
     Manifest,
     manifest_of_metadata,
 )
-from calipso_runtime.errors import BundleCorruptError
 
 _IO_DTYPES = ("float32", "float16")
 _PIXELS_DTYPE = "uint8"

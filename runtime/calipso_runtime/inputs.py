@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime import clouds, pictures, pixels, preprocess
-from calipso_runtime.bundle import POINTS, Manifest, Preprocess
 from calipso_runtime.errors import InputError
+from calipso_runtime.manifest import POINTS, Manifest, Preprocess
 from calipso_runtime.pictures import Picture, Source
 
 Float32: TypeAlias = npt.NDArray[np.float32]

@@ -13,17 +13,7 @@ import numpy.typing as npt
 
 from calipso_runtime.asking import check_positive
 from calipso_runtime.backends import AUTO, Backend, GpuOptions, HeadBackend, connect
-from calipso_runtime.bundle import (
-    ORT_FILES,
-    ORT_TEXT_FILE,
-    TEXT_FILE,
-    TOKEN_IDS,
-    TOKENIZER_FILE,
-    Bundle,
-    Manifest,
-    check_seal,
-    open_bundle,
-)
+from calipso_runtime.bundle import TOKENIZER_FILE, Bundle, open_bundle
 from calipso_runtime.classifier import Classifier
 from calipso_runtime.embedder import Embedder
 from calipso_runtime.errors import (
@@ -35,8 +25,10 @@ from calipso_runtime.errors import (
     UsageError,
 )
 from calipso_runtime.graph_checks import check_graph, check_text_graph, doubts, manifest_of_graph
+from calipso_runtime.graph_file import ORT_FILES, ORT_TEXT_FILE, TEXT_FILE, check_seal
 from calipso_runtime.head.file import is_input
 from calipso_runtime.head.teacher import open_teacher
+from calipso_runtime.manifest import TOKEN_IDS, Manifest
 from calipso_runtime.texts import DEFAULT_CACHE_BYTES, Texts
 from calipso_runtime.tokenizer import Tokenizer
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime import preprocess
-from calipso_runtime.bundle import Preprocess
 from calipso_runtime.errors import BackendUnavailableError, CalipsoError, ImageError, InputError
+from calipso_runtime.manifest import Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

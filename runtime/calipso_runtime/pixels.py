@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime import pictures
-from calipso_runtime.bundle import Preprocess
 from calipso_runtime.errors import ImageError, InputError
+from calipso_runtime.manifest import Preprocess
 from calipso_runtime.pixel_input import CHANNEL_ORDERS, PixelInput
 from calipso_runtime.preprocess import resize_and_crop, resized_size
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from calipso_runtime.bundle import Preprocess
+from calipso_runtime.manifest import Preprocess
 
 if TYPE_CHECKING:
     from PIL import Image

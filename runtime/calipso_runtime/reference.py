@@ -30,20 +30,9 @@ import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime.backends import Backend, HeadBackend
-from calipso_runtime.bundle import (
-    EMBEDDING,
-    IMAGE,
-    LOGITS,
-    PARITY_FILE,
-    PIXELS,
-    POINTS,
-    REFERENCE_FILE,
-    TEXT_EMBEDDING,
-    TOKEN_IDS,
-    Bundle,
-    Manifest,
-)
+from calipso_runtime.bundle import PARITY_FILE, REFERENCE_FILE, Bundle
 from calipso_runtime.errors import BackendError, BundleCorruptError, BundleError, UsageError
+from calipso_runtime.manifest import EMBEDDING, IMAGE, LOGITS, PIXELS, POINTS, TEXT_EMBEDDING, TOKEN_IDS, Manifest
 from calipso_runtime.parity import Answers, Gates, Parity, compare
 from calipso_runtime.preprocess import normalise
 from calipso_runtime.texts import TextHead

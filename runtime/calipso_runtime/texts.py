@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from calipso_runtime.asking import Float32
 from calipso_runtime.backends import Backend, TensorInfo
-from calipso_runtime.bundle import EMBEDDING, LOGITS, TEXT_EMBEDDING, Manifest
 from calipso_runtime.errors import BackendError, InputError
+from calipso_runtime.manifest import EMBEDDING, LOGITS, TEXT_EMBEDDING, Manifest
 from calipso_runtime.tokenizer import SILENT, Ids, Tokenizer
 
 # Features that are kept, with what they take besides; beyond, those go that were used longest ago.

@@ -12,7 +12,8 @@ import runtime_samples
 from calipso_bench.config import BenchConfig
 from calipso_bench.pictures import Pictures, gather
 from calipso_bench.record import Record, begin
-from calipso_runtime import bundle
+from calipso_runtime import bundle, graph_file
+from calipso_runtime.manifest import write_manifest
 
 Float32 = npt.NDArray[np.float32]
 # What the machine is said to be able to do.
@@ -30,11 +31,11 @@ ABOUT = {
 def write_bundle(folder: Path, **changes: object) -> Path:
     """A real bundle of seven classes whose graph is average pooling and two matrices."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = folder / bundle.MODEL_FILE
+    model = folder / graph_file.MODEL_FILE
     runtime_samples.write_model(model, runtime_samples.tiny_manifest(**changes))
-    files = {bundle.MODEL_FILE: bundle.file_entry(model)}
+    files = {graph_file.MODEL_FILE: bundle.file_entry(model)}
     manifest = runtime_samples.tiny_manifest(**{"parity": "passed", **changes, "files": files})
-    bundle.write_manifest(folder / bundle.MANIFEST_FILE, manifest)
+    write_manifest(folder / bundle.MANIFEST_FILE, manifest)
     return folder
 
 

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image, ImageCms
 
 from calipso_runtime import load
-from calipso_runtime.bundle import canonical, file_entry
+from calipso_runtime.bundle import file_entry
 from calipso_runtime.confidence import Confidence
+from calipso_runtime.manifest import canonical
 from calipso_runtime.prediction import rank
 
 DATA = Path(

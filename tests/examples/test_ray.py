@@ -23,8 +23,9 @@ from PIL import Image
 from runtime_samples import LABELS, tiny_manifest, write_model
 
 import calipso_runtime
-from calipso_runtime import bundle
+from calipso_runtime import bundle, graph_file
 from calipso_runtime.errors import CalipsoError
+from calipso_runtime.manifest import write_manifest
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'calipso[ray]'")
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install 'calipso[ray]'")
@@ -62,9 +63,9 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny bundle, as the runtime's tests have it."""
     folder, manifest = tmp_path_factory.mktemp("bundle"), tiny_manifest(parity="passed")
-    write_model(folder / bundle.MODEL_FILE, manifest)
-    files = {bundle.MODEL_FILE: bundle.file_entry(folder / bundle.MODEL_FILE)}
-    bundle.write_manifest(folder / bundle.MANIFEST_FILE, dataclasses.replace(manifest, files=files))
+    write_model(folder / graph_file.MODEL_FILE, manifest)
+    files = {graph_file.MODEL_FILE: bundle.file_entry(folder / graph_file.MODEL_FILE)}
+    write_manifest(folder / bundle.MANIFEST_FILE, dataclasses.replace(manifest, files=files))
     return folder
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from calipso_export import ExportConfig
 from calipso_export.steps import trace as trace_step
-from calipso_runtime.bundle import MODEL_FILE
 from calipso_runtime.errors import CalipsoError
+from calipso_runtime.graph_file import MODEL_FILE
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from calipso_export.clip import open_clip
 from calipso_export.pixels import attach
-from calipso_runtime.bundle import Preprocess
+from calipso_runtime.manifest import Preprocess
 from calipso_runtime.pixel_input import PixelInput
 from calipso_runtime.preprocess import normalise
 

@@ -10,8 +10,9 @@ from export_samples import MakeConfig, noise
 
 import calipso_runtime
 from calipso_export import ExportConfig, export
-from calipso_runtime.bundle import MODEL_FILE, REPORT_FILE, SEARCH_FILE
+from calipso_runtime.bundle import REPORT_FILE, SEARCH_FILE
 from calipso_runtime.cli import calipso
+from calipso_runtime.graph_file import MODEL_FILE
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from calipso_export.forms.gelu_op import fuse_gelu
 from calipso_export.forms.linear_as_conv import linear_as_conv
 from calipso_export.forms.patches import patches_as_rows
 from calipso_export.forms.separate_projections import separate_projections
-from calipso_runtime.bundle import MODEL_FILE, ORT_MODEL_FILE
+from calipso_runtime.graph_file import MODEL_FILE, ORT_MODEL_FILE
 
 WIDTH, ROWS, HEADS = 32, 6, 4
 RNG = np.random.default_rng(0)

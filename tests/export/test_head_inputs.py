@@ -17,11 +17,12 @@ from calipso_export.heads.inputs import InputHead
 from calipso_export.progress import silent
 from calipso_export.reverify import reverify
 from calipso_runtime import Classifier, load
-from calipso_runtime.bundle import HEAD_FILE, open_bundle, read_manifest
+from calipso_runtime.bundle import HEAD_FILE, open_bundle
 from calipso_runtime.cli import calipso
 from calipso_runtime.errors import OutputPathError, UsageError
 from calipso_runtime.head.classes import INPUTS, new_head
 from calipso_runtime.head.file import read_head
+from calipso_runtime.manifest import read_manifest
 from calipso_runtime.reference import verify_engine
 
 TAUGHT = 5
@@ -128,7 +129,7 @@ def test_what_was_exported_is_verified_again(exported: Path, tiny_vit: Path, bac
 
 def test_check_needs_no_torch_for_it(exported: Path) -> None:
     with load(exported, backend="ort") as classifier:
-        assert not verify_engine(classifier._live.engine, open_bundle(exported)).failures
+        assert not verify_engine(classifier._head.now.engine, open_bundle(exported)).failures
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from calipso_export.heads.calip import CalipHead, CalipParameters
 from calipso_export.heads.zero_shot import ZeroShotHead
 from calipso_export.progress import silent
 from calipso_export.reverify import reverify
-from calipso_runtime.bundle import MODEL_FILE
+from calipso_runtime.graph_file import MODEL_FILE
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -27,8 +27,8 @@ from calipso_export.reverify import reverify
 from calipso_export.steps import STEPS
 from calipso_export.steps import tune as tune_step
 from calipso_export.steps.tune import HeadRecord, Tune
-from calipso_runtime.bundle import MODEL_FILE
 from calipso_runtime.errors import ShotsError, UsageError
+from calipso_runtime.graph_file import MODEL_FILE
 
 UP_TO_TUNE = STEPS[: [type(step) for step in STEPS].index(Tune) + 1]
 PARAMETERS = CalipParameters(b2=1.0, b3=0.1)

@@ -15,7 +15,7 @@ from calipso_export.heads import FEW_SHOT, attribute
 from calipso_export.lint import ERROR, declared, lint_file
 from calipso_export.progress import silent
 from calipso_export.reverify import reverify
-from calipso_runtime.bundle import MODEL_FILE
+from calipso_runtime.graph_file import MODEL_FILE
 
 # Colours that a model of random weights tells apart, however its texts lie.
 COLOURS = {"ant": (230, 20, 20), "bee": (20, 230, 20), "crab": (20, 20, 230)}

@@ -22,8 +22,10 @@ from calipso_export.reference import HeadTensors
 from calipso_export.reverify import reverify
 from calipso_export.steps import STEPS
 from calipso_export.steps.tune import HeadRecord, Tune
-from calipso_runtime.bundle import MANIFEST_FILE, MODEL_FILE, read_manifest
+from calipso_runtime.bundle import MANIFEST_FILE
 from calipso_runtime.errors import ModelError, ShotsError
+from calipso_runtime.graph_file import MODEL_FILE
+from calipso_runtime.manifest import read_manifest
 
 UP_TO_TUNE = STEPS[: [type(step) for step in STEPS].index(Tune) + 1]
 

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper
 
 from calipso_export.cli_lint import lint_command
 from calipso_export.lint import ALL
-from calipso_runtime.bundle import MODEL_FILE
 from calipso_runtime.cli import CalipsoGroup
+from calipso_runtime.graph_file import MODEL_FILE
 
 Save = Callable[..., Path]
 # As `calipso` finds it through its entry point.

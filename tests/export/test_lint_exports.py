@@ -10,7 +10,7 @@ from onnx import checker
 from precision_samples import lowered
 
 from calipso_export import ExportConfig
-from calipso_export.config import OPSETS, OUTPUTS
+from calipso_export.choices import OPSETS, OUTPUTS
 from calipso_export.heads.calip import CalipParameters
 from calipso_export.heads.tip_adapter import TipAdapter
 from calipso_export.lint import ERROR, declared, tensorrt_findings

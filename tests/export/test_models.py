@@ -13,8 +13,8 @@ from export_samples import CLASSES, TEXT, VIT, noise, write_model
 from calipso_export import ExportConfig
 from calipso_export.checkpoints import activation_message
 from calipso_export.models import LoadedModel, load_model
-from calipso_runtime.bundle import Preprocess
 from calipso_runtime.errors import ModelError
+from calipso_runtime.manifest import Preprocess
 
 
 def load(model: object, **changes: Any) -> LoadedModel:

@@ -21,9 +21,10 @@ from calipso_export.progress import silent
 from calipso_export.reverify import reverify
 from calipso_runtime import load, load_embedder
 from calipso_runtime.backends import connect
-from calipso_runtime.bundle import open_bundle, read_manifest
+from calipso_runtime.bundle import open_bundle
 from calipso_runtime.cli import calipso
 from calipso_runtime.errors import BundleCorruptError
+from calipso_runtime.manifest import read_manifest
 from calipso_runtime.parity import FailedParityError
 from calipso_runtime.reference import read_reference, verify_texts
 

@@ -15,8 +15,8 @@ from pixel_samples import empty_graph, graph_of, levels, noise_pixels, open_clip
 from calipso_export.lint import ERROR, tensorrt_findings
 from calipso_export.pixels import attach, detach
 from calipso_export.pixels.filters import is_vertical_first, split, weights
-from calipso_runtime.bundle import Preprocess
 from calipso_runtime.errors import UsageError
+from calipso_runtime.manifest import Preprocess
 from calipso_runtime.pixel_input import CHANNEL_ORDERS, MATMUL, PILLOW_12, PILLOW_13, PixelInput, passes_of
 
 openvino = pytest.importorskip("openvino")

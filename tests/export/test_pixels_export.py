@@ -18,8 +18,9 @@ from calipso_export import ExportConfig, export
 from calipso_export.debug import debug
 from calipso_export.progress import silent
 from calipso_runtime import load
-from calipso_runtime.bundle import open_bundle, read_manifest
+from calipso_runtime.bundle import open_bundle
 from calipso_runtime.errors import BackendUnavailableError, ImageError, InputError, UsageError
+from calipso_runtime.manifest import read_manifest
 from calipso_runtime.reference import read_reference, verify_engine
 
 pytestmark = pytest.mark.slow
@@ -192,7 +193,7 @@ def test_a_camera_s_pictures_are_prepared_exactly_on_every_engine(
     for backend in ("ort", "openvino"):
         with load(path, backend=backend, threads=1) as classifier:
             answers.append(classifier.logits(frame))
-            assert not verify_engine(classifier._live.engine, bundle).failures
+            assert not verify_engine(classifier._head.now.engine, bundle).failures
             with pytest.raises(InputError, match=f"takes pictures of {CAMERA[1]} x {CAMERA[0]} alone"):
                 classifier.logits(noise(9, size=(60, 60)))
             with pytest.raises(InputError, match="alone"):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from precision_samples import graph_of, lowered, node, node_named
 
 from calipso_export import ExportConfig
-from calipso_export.config import OUTPUTS
+from calipso_export.choices import OUTPUTS
 from calipso_export.heads.calip import CalipParameters
 from calipso_export.lint import tensorrt_findings
 from calipso_export.models import LoadedModel, load_model

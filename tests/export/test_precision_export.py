@@ -20,7 +20,8 @@ from calipso_export.progress import silent
 from calipso_export.reverify import reverify
 from calipso_export.steps.lint import broken_claims, lint
 from calipso_runtime import backends, devices
-from calipso_runtime.bundle import MODEL_FILE, ORT_MODEL_FILE, read_manifest
+from calipso_runtime.graph_file import MODEL_FILE, ORT_MODEL_FILE
+from calipso_runtime.manifest import read_manifest
 
 LOWER = [name for name in PRECISIONS if name != "fp32"]
 # Of fp32's bytes. The text weights and the keys of the head stay in fp32.

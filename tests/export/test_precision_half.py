@@ -18,8 +18,8 @@ from calipso_export.precision.half import to_half, type_io
 from calipso_export.reference import HeadTensors
 from calipso_export.steps.optimise import optimise
 from calipso_export.steps.trace import classifier_module, trace
-from calipso_runtime.bundle import MODEL_FILE
 from calipso_runtime.errors import UsageError
+from calipso_runtime.graph_file import MODEL_FILE
 
 KINDS = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 FLOATS = {TensorProto.FLOAT, *KINDS.values()}

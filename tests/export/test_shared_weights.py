@@ -14,8 +14,8 @@ import calipso_runtime
 from calipso_export import export
 from calipso_export.shared_weights import refer_to
 from calipso_export.steps import write
-from calipso_runtime.bundle import MODEL_FILE, ORT_MODEL_FILE
 from calipso_runtime.errors import BundleCorruptError
+from calipso_runtime.graph_file import MODEL_FILE, ORT_MODEL_FILE
 
 IMAGE = np.random.default_rng(2).uniform(-1, 1, (4, 3, 32, 32)).astype(np.float32)
 

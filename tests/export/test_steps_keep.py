@@ -17,18 +17,10 @@ from calipso_export import export
 from calipso_export.models import LoadedModel
 from calipso_export.steps.gather import Picture
 from calipso_export.steps.verify import EagerAnswers, edge_cases
-from calipso_runtime.bundle import (
-    MANIFEST_FILE,
-    MODEL_FILE,
-    ORT_MODEL_FILE,
-    PARITY_FILE,
-    REFERENCE_FILE,
-    file_entry,
-    open_bundle,
-    read_manifest,
-    write_manifest,
-)
+from calipso_runtime.bundle import MANIFEST_FILE, PARITY_FILE, REFERENCE_FILE, file_entry, open_bundle
 from calipso_runtime.cli import calipso
+from calipso_runtime.graph_file import MODEL_FILE, ORT_MODEL_FILE
+from calipso_runtime.manifest import read_manifest, write_manifest
 from calipso_runtime.parity import Answers
 from calipso_runtime.reference import Reference, read_reference
 

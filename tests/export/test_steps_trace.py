@@ -22,8 +22,9 @@ from calipso_export.reference import HeadTensors
 from calipso_export.steps import write
 from calipso_export.steps.trace import classifier_module, trace
 from calipso_export.tidy import tidy
-from calipso_runtime.bundle import METADATA_DIGEST, METADATA_MANIFEST, MODEL_FILE, read_manifest
 from calipso_runtime.errors import BundleCorruptError
+from calipso_runtime.graph_file import METADATA_DIGEST, METADATA_MANIFEST, MODEL_FILE
+from calipso_runtime.manifest import read_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -19,8 +19,8 @@ from calipso_export.reverify import reverify
 from calipso_export.steps import trace as trace_step
 from calipso_export.steps import write
 from calipso_export.steps.verify import edge_cases
-from calipso_runtime.bundle import MODEL_FILE
 from calipso_runtime.errors import BackendUnavailableError, CalipsoWarning, ModelError, ParityError, UsageError
+from calipso_runtime.graph_file import MODEL_FILE
 from calipso_runtime.reference import BATCH_SIZES
 
 Plant = Callable[[str, Callable[[np.ndarray], np.ndarray]], None]

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 
 from calipso_export.steps.write import run_batch
-from calipso_runtime.bundle import METADATA_RUN_BATCH, MODEL_FILE, ORT_FILES
+from calipso_runtime.graph_file import METADATA_RUN_BATCH, MODEL_FILE, ORT_FILES
 
 
 @pytest.mark.parametrize(

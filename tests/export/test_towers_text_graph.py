@@ -13,15 +13,15 @@ from export_samples import CLASSES, VIT, write_model
 from torch import nn
 
 from calipso_export import ExportConfig
-from calipso_export.config import OPSETS
+from calipso_export.choices import OPSETS
 from calipso_export.models import LoadedModel, load_model
 from calipso_export.probes import probe
 from calipso_export.split import part
 from calipso_export.steps.trace import traced_open
 from calipso_export.templates import Prompts
 from calipso_export.towers.text import TextTower
-from calipso_runtime.bundle import TEXT_EMBEDDING
 from calipso_runtime.errors import ModelError
+from calipso_runtime.manifest import TEXT_EMBEDDING
 
 TEXTS = ["", "a cat", "a photo of a red tulip.", "word " * 100, "<end_of_text> in the middle", "café 🍮"]
 MULTIMODAL = {"width": 32, "heads": 2, "layers": 1, "context_length": 16, "vocab_size": 49408}

@@ -14,8 +14,8 @@ from torch.nn import functional
 from tower_samples import OTHER, POOLED, TIMM, load_timm
 
 from calipso_export import ExportConfig
+from calipso_export.choices import OUTPUTS
 from calipso_export.classifier import ClassifierModule
-from calipso_export.config import OUTPUTS
 from calipso_export.forms import ORT_FORMS, apply_forms
 from calipso_export.heads.zero_shot import ZeroShotHead
 from calipso_export.models import LoadedModel

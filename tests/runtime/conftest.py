@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calipso_runtime import bundle
-from calipso_runtime.bundle import Manifest, Preprocess
+from calipso_runtime import bundle, graph_file
+from calipso_runtime.manifest import Manifest, Preprocess, write_manifest
 from calipso_runtime.parity import Gates
 from calipso_runtime.reference import Reference, write_reference
 
@@ -94,16 +94,14 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> MakeBundle:
     ) -> Path:
         folder = tmp_path_factory.mktemp("bundle")
         manifest = tiny_manifest(**changes)
-        model = folder / bundle.MODEL_FILE
+        model = folder / graph_file.MODEL_FILE
         write_model(model, graph_manifest or manifest, outputs=outputs)
         if reference is not None:
             write_reference(folder / bundle.REFERENCE_FILE, reference)
             document = {"gates": dataclasses.asdict(gates or Gates())}
             (folder / bundle.PARITY_FILE).write_text(json.dumps(document))
         files = {path.name: bundle.file_entry(path) for path in sorted(folder.iterdir())}
-        bundle.write_manifest(
-            folder / bundle.MANIFEST_FILE, tiny_manifest(**{"parity": "passed", **changes, "files": files})
-        )
+        write_manifest(folder / bundle.MANIFEST_FILE, tiny_manifest(**{"parity": "passed", **changes, "files": files}))
         return folder
 
     return make

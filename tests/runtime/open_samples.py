@@ -12,8 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 from runtime_samples import EMBED_DIM, SIZE, reference_answers, tiny_manifest, weights
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from calipso_runtime import bundle
-from calipso_runtime.bundle import Manifest, file_entry, write_manifest
+from calipso_runtime import bundle, graph_file
+from calipso_runtime.bundle import file_entry
+from calipso_runtime.manifest import Manifest, write_manifest
 
 CONTEXT, SCALE, BIAS = 8, 20.0, -1.5
 WORDS = ("a", "photo", "of", "drawing", "the", "cat", "dog", "bird", ".", *"0123456789")
@@ -118,12 +119,12 @@ def _save(
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     properties = {
-        bundle.METADATA_MANIFEST: json.dumps(manifest.core()),
-        bundle.METADATA_DIGEST: bundle.DIGEST_PLACEHOLDER.decode(),
+        graph_file.METADATA_MANIFEST: json.dumps(manifest.core()),
+        graph_file.METADATA_DIGEST: graph_file.DIGEST_PLACEHOLDER.decode(),
     }
     helper.set_model_props(model, properties)
     onnx.save(model, str(path))
-    bundle.seal_model(path)
+    graph_file.seal_model(path)
 
 
 def write_open_bundle(folder: Path, *, kind: str = "open", width: int = EMBED_DIM, **changes: Any) -> Path:
@@ -154,8 +155,8 @@ def write_open_bundle(folder: Path, *, kind: str = "open", width: int = EMBED_DI
     image_nodes, image_arrays = _image_nodes(width)
     text_nodes, text_arrays = _text_nodes(width)
     if kind == "embed":
-        _save(folder / bundle.MODEL_FILE, manifest, (image_nodes, image_arrays), [image], [embedding])
-        _save(folder / bundle.TEXT_FILE, manifest, (text_nodes, text_arrays), [ids], [text])
+        _save(folder / graph_file.MODEL_FILE, manifest, (image_nodes, image_arrays), [image], [embedding])
+        _save(folder / graph_file.TEXT_FILE, manifest, (text_nodes, text_arrays), [ids], [text])
     else:
         head = [
             helper.make_node("Transpose", ["text_embedding"], ["turned"], perm=[1, 0]),
@@ -166,7 +167,7 @@ def write_open_bundle(folder: Path, *, kind: str = "open", width: int = EMBED_DI
         scalars = {"scale": np.float32(SCALE).reshape(1), "bias": np.float32(BIAS).reshape(1)}
         nodes, arrays = [*image_nodes, *text_nodes, *head], {**image_arrays, **text_arrays, **scalars}
         outputs = [_info("logits", ["batch", "texts"]), embedding, text]
-        _save(folder / bundle.MODEL_FILE, manifest, (nodes, arrays), [image, ids], outputs)
+        _save(folder / graph_file.MODEL_FILE, manifest, (nodes, arrays), [image, ids], outputs)
     files = {path.name: file_entry(path) for path in sorted(folder.iterdir())}
     write_manifest(folder / bundle.MANIFEST_FILE, Manifest(**{**vars(manifest), "files": files, "parity": "passed"}))
     return folder

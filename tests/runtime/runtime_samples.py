@@ -10,8 +10,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from calipso_runtime import bundle
-from calipso_runtime.bundle import Manifest, Preprocess
+from calipso_runtime import graph_file
+from calipso_runtime.manifest import Manifest, Preprocess
 from calipso_runtime.parity import Answers
 from calipso_runtime.preprocess import normalise
 from calipso_runtime.reference import Reference
@@ -153,9 +153,9 @@ def write_model(path: Path, manifest: Manifest, *, outputs: tuple[str, ...] = ("
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     properties = {
-        bundle.METADATA_MANIFEST: json.dumps(manifest.core()),
-        bundle.METADATA_DIGEST: bundle.DIGEST_PLACEHOLDER.decode(),
+        graph_file.METADATA_MANIFEST: json.dumps(manifest.core()),
+        graph_file.METADATA_DIGEST: graph_file.DIGEST_PLACEHOLDER.decode(),
     }
     helper.set_model_props(model, properties)
     onnx.save(model, str(path))
-    bundle.seal_model(path)
+    graph_file.seal_model(path)

@@ -10,11 +10,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from runtime_samples import EMBED_DIM, LABELS, SIZE, tiny_manifest, weights
 
-from calipso_runtime import bundle
-from calipso_runtime.bundle import Manifest
+from calipso_runtime import bundle, graph_file
 from calipso_runtime.hashes import sha256_of
 from calipso_runtime.head.classes import Head, new_head
 from calipso_runtime.head.file import write_head
+from calipso_runtime.manifest import Manifest, write_manifest
 from calipso_runtime.parity import Gates
 from calipso_runtime.reference import Reference, write_reference
 
@@ -69,7 +69,7 @@ def make_teachable(folder: Path, head: Head | None = None, *, reference: Referen
     folder.mkdir(parents=True, exist_ok=True)
     write_head(folder / bundle.HEAD_FILE, head)
     manifest = _manifest(head, sha256_of(folder / bundle.HEAD_FILE))
-    write_graph(folder / bundle.MODEL_FILE, manifest)
+    write_graph(folder / graph_file.MODEL_FILE, manifest)
     if reference is not None:
         answers = {"embedding": reference.answers.outputs["embedding"]}
         answers["logits"] = head.logits(answers["embedding"]).astype(np.float32)
@@ -78,7 +78,7 @@ def make_teachable(folder: Path, head: Head | None = None, *, reference: Referen
         (folder / bundle.PARITY_FILE).write_text(json.dumps({"gates": dataclasses.asdict(Gates())}))
     files = {path.name: bundle.file_entry(path) for path in sorted(folder.iterdir())}
     whole = dataclasses.replace(manifest, files=files, parity="passed")
-    bundle.write_manifest(folder / bundle.MANIFEST_FILE, whole)
+    write_manifest(folder / bundle.MANIFEST_FILE, whole)
     return folder
 
 
@@ -141,9 +141,9 @@ def write_graph(path: Path, manifest: Manifest) -> None:
     helper.set_model_props(
         model,
         {
-            bundle.METADATA_MANIFEST: json.dumps(manifest.core()),
-            bundle.METADATA_DIGEST: bundle.DIGEST_PLACEHOLDER.decode(),
+            graph_file.METADATA_MANIFEST: json.dumps(manifest.core()),
+            graph_file.METADATA_DIGEST: graph_file.DIGEST_PLACEHOLDER.decode(),
         },
     )
     onnx.save(model, str(path))
-    bundle.seal_model(path)
+    graph_file.seal_model(path)

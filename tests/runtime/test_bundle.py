@@ -1,6 +1,7 @@
 """A bundle that was cut, edited or mixed up is refused before an engine sees it."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from runtime_samples import CONFIG, MakeBundle, tiny_manifest, write_model
 
 import calipso_runtime
-from calipso_runtime import bundle, hashes
-from calipso_runtime.bundle import Manifest, Preprocess
+from calipso_runtime import bundle, graph_file, hashes
 from calipso_runtime.errors import BundleCorruptError, BundleError, BundleNotFoundError, BundleSchemaError
+from calipso_runtime.manifest import SCHEMA_VERSION, Manifest, Preprocess, canonical, read_manifest, write_manifest
 
 REFUSED = (BundleCorruptError, BundleSchemaError)
 EXAMPLES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -23,7 +24,7 @@ def rewrite(path: Path, **changes: object) -> None:
     """Edit a manifest and give it the digest of the edited one, as only an exporter would."""
     document = {**json.loads(path.read_text()), **changes}
     document.pop("sha256")
-    document["sha256"] = bundle.hashlib.sha256(bundle.canonical(document).encode()).hexdigest()
+    document["sha256"] = hashlib.sha256(canonical(document).encode()).hexdigest()
     path.write_text(json.dumps(document))
 
 
@@ -37,9 +38,9 @@ def test_a_whole_bundle_and_its_bare_graph_tell_the_same(tiny: Path) -> None:
 
 def test_a_manifest_survives_json(tmp_path: Path) -> None:
     manifest = tiny_manifest(labels=("Käse", "納豆", 'a "b"\n'), parity="failed")
-    bundle.write_manifest(tmp_path / "manifest.json", manifest)
+    write_manifest(tmp_path / "manifest.json", manifest)
 
-    assert bundle.read_manifest(tmp_path / "manifest.json") == manifest
+    assert read_manifest(tmp_path / "manifest.json") == manifest
 
 
 def test_nothing_there_is_said(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_every_byte_of_a_manifest_counts(tiny: Path, tmp_path: Path) -> None:
     for at in range(len(content)):
         path.write_bytes(content[:at] + bytes([content[at] ^ 1 << (at % 5)]) + content[at + 1 :])
         try:
-            bundle.read_manifest(path)
+            read_manifest(path)
         except REFUSED:
             continue
         missed.append(at)
@@ -149,7 +150,7 @@ def test_a_graph_that_calipso_did_not_write_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bare", [True, False])
 def test_a_newer_schema_is_refused_with_what_to_do(make_bundle: MakeBundle, bare: bool) -> None:
-    folder = make_bundle(schema_version=bundle.SCHEMA_VERSION + 1)
+    folder = make_bundle(schema_version=SCHEMA_VERSION + 1)
 
     with pytest.raises(BundleSchemaError, match=r"schema version 2; this runtime reads up to 1. Upgrade calipso"):
         calipso_runtime.load(folder / "model.onnx" if bare else folder)
@@ -215,9 +216,9 @@ def test_a_key_of_a_later_writer_is_ignored(own: Path) -> None:
 @pytest.mark.parametrize("name", ["../model.onnx", "/etc/passwd", "sub/model.onnx"])
 def test_a_manifest_cannot_name_files_outside_the_bundle(make_bundle: MakeBundle, name: str) -> None:
     folder = make_bundle()
-    manifest = bundle.read_manifest(folder / bundle.MANIFEST_FILE)
+    manifest = read_manifest(folder / bundle.MANIFEST_FILE)
     files = {**manifest.files, name: {"sha256": "0" * 64, "bytes": 1}}
-    bundle.write_manifest(folder / bundle.MANIFEST_FILE, dataclasses.replace(manifest, files=files))
+    write_manifest(folder / bundle.MANIFEST_FILE, dataclasses.replace(manifest, files=files))
 
     with pytest.raises(BundleCorruptError, match="no file of the bundle itself"):
         bundle.open_bundle(folder)
@@ -241,7 +242,7 @@ def test_a_seal_needs_its_placeholder(tmp_path: Path) -> None:
     write_model(path, tiny_manifest())
 
     with pytest.raises(BundleCorruptError, match="has no digest placeholder"):
-        bundle.seal_model(path)
+        graph_file.seal_model(path)
 
 
 def test_an_unreadable_file_is_a_bundle_error(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,7 +216,7 @@ def test_any_other_parity_does_not_warn(make_bundle: MakeBundle, parity: str) ->
 
 def test_an_answer_that_is_not_finite_is_a_backend_error(classifier: Classifier, monkeypatch) -> None:
     broken = {"logits": np.full((1, len(LABELS)), np.nan, np.float32)}
-    monkeypatch.setattr(classifier._live.engine, "run", lambda *_: broken)
+    monkeypatch.setattr(classifier._head.now.engine, "run", lambda *_: broken)
 
     with pytest.raises(BackendError, match="answered logits that are not finite"):
         classifier.classify(PIXELS[0])

@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 from runtime_samples import MakeBundle, tiny_manifest, tiny_reference, weights
 
-from calipso_runtime.bundle import MANIFEST_FILE, MODEL_FILE, file_entry, read_manifest, write_manifest
+from calipso_runtime.bundle import MANIFEST_FILE, file_entry
 from calipso_runtime.cli import calipso
+from calipso_runtime.graph_file import MODEL_FILE
+from calipso_runtime.manifest import read_manifest, write_manifest
 from calipso_runtime.parity import Gates
 
 ENGINES = ("ort", "openvino")

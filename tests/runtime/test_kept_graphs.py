@@ -142,7 +142,7 @@ def test_the_graph_made_for_onnx_runtime_runs_on_x86_only(tiny: Path, monkeypatc
 def test_a_large_batch_is_run_in_equal_parts(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     with calipso_runtime.load(tiny, backend="ort") as classifier:
-        engine = classifier._live.engine
+        engine = classifier._head.now.engine
         engine.metadata = {**engine.metadata, "calipso.run-batch": "4"}
         real = engine._ask
 

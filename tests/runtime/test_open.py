@@ -25,7 +25,7 @@ from runtime_samples import CONFIG, SIZE, MakeBundle
 import calipso_runtime
 from calipso_runtime import Classifier, Embedder, load, load_embedder
 from calipso_runtime.backends import connect
-from calipso_runtime.bundle import TEXT_FILE, TOKENIZER_FILE, open_bundle
+from calipso_runtime.bundle import TOKENIZER_FILE, open_bundle
 from calipso_runtime.errors import (
     BackendError,
     BundleCorruptError,
@@ -34,6 +34,7 @@ from calipso_runtime.errors import (
     TeachingError,
     UsageError,
 )
+from calipso_runtime.graph_file import TEXT_FILE
 from calipso_runtime.preprocess import normalise
 from calipso_runtime.texts import Texts
 
@@ -111,7 +112,7 @@ def test_logits_of_remembered_features_are_the_graphs_own(classifier: Classifier
 
 
 def test_labels_that_come_again_are_not_encoded_again(classifier: Classifier, pixels: np.ndarray) -> None:
-    texts = cast("Any", classifier)._texts
+    texts = cast("Any", classifier)._head._texts
     counts = encodings(texts)
 
     first = classifier.logits(pixels, labels=LABELS)

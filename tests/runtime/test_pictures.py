@@ -216,7 +216,7 @@ def test_a_mode_without_a_way_to_rgb_is_an_image_error() -> None:
 def test_pillows_settings_are_left_alone() -> None:
     code = (
         "from PIL import Image, ImageFile; before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)\n"
-        "import sys; from calipso_runtime import pictures; from calipso_runtime.bundle import Preprocess\n"
+        "import sys; from calipso_runtime import pictures; from calipso_runtime.manifest import Preprocess\n"
         "config = Preprocess(size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)\n"
         "pictures.decode(sys.stdin.buffer.read(), config, name='image')\n"
         "assert before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)"

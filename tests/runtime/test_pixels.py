@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from calipso_runtime.backends import RESIZE_AS_PILLOW, connect
-from calipso_runtime.bundle import Bundle, Manifest, Preprocess
+from calipso_runtime.bundle import Bundle
 from calipso_runtime.errors import BackendUnavailableError, BundleSchemaError, ImageError, InputError, UsageError
 from calipso_runtime.head.file import refuse_engine
+from calipso_runtime.manifest import Manifest, Preprocess
 from calipso_runtime.pixel_input import CHANNEL_ORDERS, PixelInput
 from calipso_runtime.pixels import Ragged, array
 from calipso_runtime.preprocess import resize_and_crop

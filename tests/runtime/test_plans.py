@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calipso_runtime.bundle import Bundle, open_bundle, seal_of
+from calipso_runtime.bundle import Bundle, open_bundle
 from calipso_runtime.engines import plans
 from calipso_runtime.engines.options import BatchRange, BuildOptions, trtexec_command
 from calipso_runtime.engines.plans import Machine, PlanRecord
 from calipso_runtime.errors import BackendUnavailableError, BundleCorruptError, EngineBuildError, UsageError
+from calipso_runtime.graph_file import seal_of
 
 HERE = Machine(
     gpu="Orin", capability=(8, 7), tensorrt="10.3.0.30", cuda_driver="12.6", system="Linux", processor="aarch64"

@@ -13,8 +13,8 @@ from PIL import Image
 from runtime_samples import FILLS, MEAN, MODES, SIZES, STD, configs, picture
 
 from calipso_runtime import pictures, preprocess
-from calipso_runtime.bundle import Preprocess
 from calipso_runtime.errors import ImageError
+from calipso_runtime.manifest import Preprocess
 
 PROJECT = Path(__file__).parents[2]
 REAL_DATA = Path(os.environ.get("CALIPSO_REAL_DATA", PROJECT.parent / "shared" / "data" / "caltech101"))

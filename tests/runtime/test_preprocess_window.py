@@ -14,7 +14,7 @@ from PIL import Image
 from runtime_samples import MEAN, STD, configs, picture
 
 from calipso_runtime import pictures, preprocess
-from calipso_runtime.bundle import Preprocess
+from calipso_runtime.manifest import Preprocess
 
 MAX_SHARE = 0.002
 SIZES = [(7, 900), (900, 7), (1, 333), (333, 1), (19, 2345), (2345, 29), (31, 1000)]

@@ -17,6 +17,7 @@ from calipso_runtime import bundle as bundle_module
 from calipso_runtime.backends import TensorInfo
 from calipso_runtime.bundle import PARITY_FILE, REFERENCE_FILE, open_bundle
 from calipso_runtime.errors import BackendError, BundleCorruptError, BundleError, UsageError
+from calipso_runtime.manifest import Manifest, read_manifest, write_manifest
 from calipso_runtime.parity import Answers, Gates
 from calipso_runtime.preprocess import normalise
 from calipso_runtime.reference import batch_sizes, read_gates, read_reference, verify_engine, write_reference
@@ -57,13 +58,13 @@ def rewrite(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     manifest = open_manifest(folder)
     files = {**manifest.files, name: bundle_module.file_entry(folder / name)}
-    bundle_module.write_manifest(
+    write_manifest(
         folder / bundle_module.MANIFEST_FILE, dataclasses.replace(manifest, files=dict(sorted(files.items())))
     )
 
 
-def open_manifest(folder: Path) -> bundle_module.Manifest:
-    return bundle_module.read_manifest(folder / bundle_module.MANIFEST_FILE)
+def open_manifest(folder: Path) -> Manifest:
+    return read_manifest(folder / bundle_module.MANIFEST_FILE)
 
 
 def archive(arrays: Arrays) -> bytes:

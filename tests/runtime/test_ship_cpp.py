@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from runtime_samples import SIZE, weights
 
-from calipso_runtime.bundle import open_bundle, seal_of
+from calipso_runtime.bundle import open_bundle
 from calipso_runtime.engines.options import BatchRange, BuildOptions
 from calipso_runtime.engines.plans import Machine, PlanRecord, engines_folder, write_plan
+from calipso_runtime.graph_file import seal_of
 from calipso_runtime.reference import read_reference
 from calipso_runtime.ship.kit import Order, ship
 from calipso_runtime.ship.sample import write_sample

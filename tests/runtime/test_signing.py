@@ -12,10 +12,12 @@ from gpu import Gpu
 
 import calipso_runtime
 from calipso_runtime import SignatureError, UsageError
-from calipso_runtime.bundle import MANIFEST_FILE, MODEL_FILE, file_entry, open_bundle, read_manifest, write_manifest
+from calipso_runtime.bundle import MANIFEST_FILE, file_entry, open_bundle
 from calipso_runtime.cli import calipso
 from calipso_runtime.engines.build import build
 from calipso_runtime.engines.options import BatchRange, BuildOptions
+from calipso_runtime.graph_file import MODEL_FILE
+from calipso_runtime.manifest import read_manifest, write_manifest
 from calipso_runtime.signing import read_private_key, read_public_key, signature_path
 
 pytest.importorskip("cryptography", reason="signatures need calipso[sign]")

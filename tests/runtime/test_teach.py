@@ -78,9 +78,9 @@ def test_every_answer_is_that_of_the_formula_in_numpy(teachable: Path, engine: s
         classifier.relabel("cup", "beaker")
         classifier.teach("beaker", photos(5, 1), add=True)
         asked = [photo(seed) for seed in range(20)]
-        assert classifier._teacher is not None
+        assert classifier._head._teacher is not None
 
-        expected = classifier._teacher.head.logits(classifier.embed(asked))
+        expected = classifier._head._teacher.head.logits(classifier.embed(asked))
 
         assert np.abs(classifier.logits(asked) - expected).max() < 1e-5 * np.abs(expected).max()
         assert classifier.labels == (LABELS[0], *LABELS[2:], "mug", "beaker")
@@ -90,17 +90,17 @@ def test_every_answer_is_that_of_the_formula_in_numpy(teachable: Path, engine: s
 def test_alpha_and_beta_are_those_of_a_calibration_over_all_keys(classifier: Classifier) -> None:
     found = classifier.teach("mug", photos(3))
 
-    assert classifier._teacher is not None
-    assert found == calibrate(classifier._teacher.head)
+    assert classifier._head._teacher is not None
+    assert found == calibrate(classifier._head._teacher.head)
     assert found is not None
-    assert (found.alpha, found.beta) == (classifier._teacher.head.alpha, classifier._teacher.head.beta)
+    assert (found.alpha, found.beta) == (classifier._head._teacher.head.alpha, classifier._head._teacher.head.beta)
 
 
 def test_alpha_and_beta_stay_where_that_is_asked_for(classifier: Classifier) -> None:
     assert classifier.teach("mug", photos(3), calibrate=False) is None
 
-    assert classifier._teacher is not None
-    assert (classifier._teacher.head.alpha, classifier._teacher.head.beta) == (1.5, 4.0)
+    assert classifier._head._teacher is not None
+    assert (classifier._head._teacher.head.alpha, classifier._head._teacher.head.beta) == (1.5, 4.0)
 
 
 def test_a_bundle_without_a_cache_has_one_once_it_is_taught(tmp_path: Path) -> None:
@@ -110,8 +110,8 @@ def test_a_bundle_without_a_cache_has_one_once_it_is_taught(tmp_path: Path) -> N
         classifier.teach("mug", photos(3), calibrate=False)
         classifier.save()
 
-        assert classifier._teacher is not None
-        assert classifier._teacher.head.alpha == START["alpha"]
+        assert classifier._head._teacher is not None
+        assert classifier._head._teacher.head.alpha == START["alpha"]
         assert np.isfinite(classifier.logits(photo(1))).all()
 
 
@@ -119,9 +119,10 @@ def test_unsaved_changes_are_told_when_the_classifier_closes(teachable: Path) ->
     classifier = load(teachable, backend="ort")
     classifier.teach("mug", photos(3))
 
-    with pytest.warns(CalipsoWarning, match="closed before what it was taught was saved"):
+    with pytest.warns(CalipsoWarning, match="closed before what it was taught was saved") as told:
         classifier.close()
 
+    assert told[0].filename == __file__
     with load(teachable, backend="ort") as again:
         assert again.labels == LABELS
 
@@ -296,14 +297,17 @@ def test_a_photo_that_another_class_has_is_told_with_the_pair(classifier: Classi
     classifier.teach("mug", photos(3))
     copies = [photo(9), photos(3)[2]]
 
-    with pytest.warns(CalipsoWarning, match=r"images\[1\] is photo 2 of 'mug' \(cosine 1\.0000"):
+    with pytest.warns(CalipsoWarning, match=r"images\[1\] is photo 2 of 'mug' \(cosine 1\.0000") as told:
         classifier.teach("cup", copies)
+
+    assert told[0].filename == __file__
 
 
 def test_one_photo_is_taken_with_a_warning(classifier: Classifier) -> None:
-    with pytest.warns(CalipsoWarning, match="'mug' has one photo only"):
+    with pytest.warns(CalipsoWarning, match="'mug' has one photo only") as told:
         classifier.teach("mug", photo(3))
 
+    assert told[0].filename == __file__
     assert classifier.labels[-1] == "mug"
 
 
@@ -377,9 +381,9 @@ def test_a_journal_that_does_not_fit_is_refused(teachable: Path) -> None:
     with load(teachable, backend="ort") as classifier:
         classifier.teach("mug", photos(3))
         classifier.save()
-        assert classifier._teacher is not None
+        assert classifier._head._teacher is not None
         # As a newer version might write it.
-        record = classifier._teacher._writer
+        record = classifier._head._teacher._writer
         assert record is not None
         from calipso_runtime.head.journal import Record
 
@@ -394,5 +398,5 @@ def test_a_class_with_a_text_feature_is_scored_by_it(classifier: Classifier) -> 
 
     classifier.teach("mug", photos(3), text=text)
 
-    assert classifier._teacher is not None
-    assert np.array_equal(classifier._teacher.head.weights[-1], text)
+    assert classifier._head._teacher is not None
+    assert np.array_equal(classifier._head._teacher.head.weights[-1], text)

@@ -66,8 +66,8 @@ def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(tmp_path: Pa
         labels = found
 
     with load(bundle, backend="ort", threads=1) as classifier:
-        teacher = classifier._teacher
+        teacher = classifier._head._teacher
         assert teacher is not None
-        parity = verify_head(classifier._live.engine, teacher.head, open_bundle(bundle))  # type: ignore[arg-type]
+        parity = verify_head(classifier._head.now.engine, teacher.head, open_bundle(bundle))  # type: ignore[arg-type]
     assert not parity.failures
     assert acknowledged > KILLS

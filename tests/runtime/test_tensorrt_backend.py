@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from runtime_samples import LABELS, MakeBundle, reference_logits, tiny_manifest
 
 import calipso_runtime
-from calipso_runtime import GpuOptions, bundle
+from calipso_runtime import GpuOptions, bundle, graph_file
 from calipso_runtime.engines.build import build
 from calipso_runtime.engines.options import BatchRange, BuildOptions
 from calipso_runtime.errors import (
@@ -728,13 +728,13 @@ def test_pixels_go_in_as_bytes_where_the_graph_takes_them(gpu: Gpu, tmp_path: Pa
     edges = {"inputs": {"image": {"dtype": "uint8"}}, "outputs": {"logits": {"dtype": "float32"}}}
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     properties = {
-        bundle.METADATA_MANIFEST: json.dumps(tiny_manifest(graph=edges).core()),
-        bundle.METADATA_DIGEST: bundle.DIGEST_PLACEHOLDER.decode(),
+        graph_file.METADATA_MANIFEST: json.dumps(tiny_manifest(graph=edges).core()),
+        graph_file.METADATA_DIGEST: graph_file.DIGEST_PLACEHOLDER.decode(),
     }
     helper.set_model_props(model, properties)
     path = tmp_path / "pixels.onnx"
     onnx.save(model, str(path))
-    bundle.seal_model(path)
+    graph_file.seal_model(path)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
 
     build(path, BuildOptions(), report=quiet)

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime.backends import BACKENDS
-from calipso_runtime.bundle import Preprocess
 from calipso_runtime.errors import CalipsoError
+from calipso_runtime.manifest import Preprocess
 
 if TYPE_CHECKING:
     from calipso_bench.contenders.eager_module import EagerModel

@@ -6,7 +6,7 @@ import numpy as np
 
 from calipso_bench.contenders import Float32, Source
 from calipso_runtime import pictures as decoder
-from calipso_runtime.bundle import Preprocess
+from calipso_runtime.manifest import Preprocess
 
 
 class PlainContender:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from calipso_runtime.bundle import canonical
 from calipso_runtime.errors import UsageError
+from calipso_runtime.manifest import canonical
 
 _FILE = "features.sqlite"
 _WAIT_S = 60.0

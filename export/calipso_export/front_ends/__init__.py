@@ -10,7 +10,7 @@ from calipso_export.front_ends.base import Content, FrontEnd
 from calipso_export.front_ends.pictures import PicturesFrontEnd
 from calipso_export.front_ends.pixels import PixelsFrontEnd
 from calipso_export.front_ends.points import PointsFrontEnd
-from calipso_runtime.bundle import Preprocess
+from calipso_runtime.manifest import Preprocess
 
 __all__ = ["FRONT_ENDS", "Content", "FrontEnd", "front_end"]
 

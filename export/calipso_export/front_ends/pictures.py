@@ -12,9 +12,9 @@ from torch import nn
 
 from calipso_export.front_ends.base import Content, Float32
 from calipso_export.photos import opened
-from calipso_runtime.bundle import Preprocess
 from calipso_runtime.commands.collect import PICTURE_EXTENSIONS
 from calipso_runtime.inputs import tensor
+from calipso_runtime.manifest import Preprocess
 from calipso_runtime.pictures import Picture, pixels
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from calipso_export.front_ends.pictures import PicturesFrontEnd
 from calipso_export.photos import opened
 from calipso_export.pixels import attach
 from calipso_runtime import pictures, pixels
-from calipso_runtime.bundle import PIXELS, Preprocess
 from calipso_runtime.errors import UsageError
+from calipso_runtime.manifest import PIXELS, Preprocess
 from calipso_runtime.pixel_input import PixelInput
 from calipso_runtime.preprocess import resized_size
 

@@ -10,7 +10,7 @@ from onnx_ir.passes import common as passes
 
 from calipso_export.pixels import by_matmul, by_op
 from calipso_export.pixels.nodes import Nodes
-from calipso_runtime.bundle import IMAGE, PIXELS, Preprocess
+from calipso_runtime.manifest import IMAGE, PIXELS, Preprocess
 from calipso_runtime.pixel_input import MATMUL, PixelInput
 
 

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from calipso_export.pixels.filters import PRECISION_BITS, is_vertical_first, split, weights
 from calipso_export.pixels.nodes import COLUMNS, ROWS, Nodes, fixed_point
-from calipso_runtime.bundle import Preprocess
+from calipso_runtime.manifest import Preprocess
 from calipso_runtime.pixel_input import CHANNEL_ORDERS, PixelInput
 from calipso_runtime.preprocess import resample_name, resized_size
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from calipso_export.pixels import enlarge
 from calipso_export.pixels.filters import CUBIC_A, TALL
 from calipso_export.pixels.nodes import COLUMNS, ROWS, Nodes
-from calipso_runtime.bundle import Preprocess
+from calipso_runtime.manifest import Preprocess
 from calipso_runtime.pixel_input import CHANNEL_ORDERS, PILLOW_12, PixelInput
 from calipso_runtime.preprocess import resample_name
 

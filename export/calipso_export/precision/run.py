@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from calipso_export.precision.emulate import emulate, needs_emulation
-from calipso_runtime.bundle import TEXT_EMBEDDING
+from calipso_runtime.manifest import TEXT_EMBEDDING
 
 Answer = Callable[[npt.NDArray[np.float32]], dict[str, npt.NDArray[np.float32]]]
 _FATAL = 4

@@ -10,15 +10,8 @@ from calipso_export.report import report_html
 from calipso_export.step import Made, WorkFolder
 from calipso_export.steps.tune import HeadRecord
 from calipso_export.steps.write import Graph
-from calipso_runtime.bundle import (
-    MANIFEST_FILE,
-    PARITY_FILE,
-    REPORT_FILE,
-    SEARCH_FILE,
-    Manifest,
-    file_entry,
-    write_manifest,
-)
+from calipso_runtime.bundle import MANIFEST_FILE, PARITY_FILE, REPORT_FILE, SEARCH_FILE, file_entry
+from calipso_runtime.manifest import Manifest, write_manifest
 from calipso_runtime.parity import FailedParityError, Parity
 
 

@@ -20,8 +20,8 @@ from calipso_export.precision.run import answering
 from calipso_export.progress import Progress, batches, track
 from calipso_export.step import Made
 from calipso_export.steps.optimise import Optimised
-from calipso_runtime.bundle import canonical
 from calipso_runtime.caching import cache_folder
+from calipso_runtime.manifest import canonical
 from calipso_runtime.parity import spread
 
 # One picture in five is kept to choose the way of cutting on.

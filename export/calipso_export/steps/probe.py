@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from calipso_export.config import NO_OPEN_CALIP, ExportConfig
+from calipso_export.choices import NO_OPEN_CALIP
+from calipso_export.config import ExportConfig
 from calipso_export.fewshot.features import PhotoFeatures
 from calipso_export.heads.tip_adapter import TipAdapter
 from calipso_export.models import LoadedModel

@@ -26,8 +26,8 @@ from calipso_export.steps.gather import Picture, evenly
 from calipso_export.steps.lower import Attempt, Lowering, lowered_with
 from calipso_export.steps.optimise import Optimised
 from calipso_export.steps.verify import EagerAnswers
-from calipso_runtime.bundle import MODEL_FILE, ORT_MODEL_FILE
 from calipso_runtime.caching import cache_folder
+from calipso_runtime.graph_file import MODEL_FILE, ORT_MODEL_FILE
 from calipso_runtime.parity import Answers, Gates, Parity, compare
 
 _MOST_PICTURES, _MOST_COMPARED, _BATCH = 32, 8, 4

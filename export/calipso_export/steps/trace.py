@@ -13,8 +13,9 @@ import torch
 from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
 
+from calipso_export.choices import AS_INPUTS
 from calipso_export.classifier import ClassifierModule, OpenModule, TeachableModule
-from calipso_export.config import AS_INPUTS, ExportConfig
+from calipso_export.config import ExportConfig
 from calipso_export.defaults import give_defaults
 from calipso_export.fewshot.features import PhotoFeatures
 from calipso_export.heads.calip import CalipHead
@@ -30,8 +31,8 @@ from calipso_export.reference import HeadTensors
 from calipso_export.step import Made
 from calipso_export.tidy import tidy
 from calipso_export.towers.text import TextTower
-from calipso_runtime.bundle import TEXT_EMBEDDING, TOKEN_IDS
 from calipso_runtime.head.classes import KEYS, OFFSET, TEXT, Head
+from calipso_runtime.manifest import TEXT_EMBEDDING, TOKEN_IDS
 
 # Where torch's exporter keeps the path of modules that a node comes from.
 _SCOPES = "pkg.torch.onnx.name_scopes"

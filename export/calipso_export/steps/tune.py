@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from calipso_export.config import BAKED, NO_CALIP, ExportConfig
+from calipso_export.choices import BAKED, NO_CALIP
+from calipso_export.config import ExportConfig
 from calipso_export.fewshot.choose import choose_head
 from calipso_export.fewshot.features import PhotoFeatures
 from calipso_export.fewshot.search import leave_one_out, search_calip

@@ -29,7 +29,8 @@ from calipso_export.steps.lower import Lowering
 from calipso_export.steps.write import Graph, save
 from calipso_export.templates import Prompts
 from calipso_runtime import Classifier, load
-from calipso_runtime.bundle import HEAD_FILE, METADATA_MANIFEST, TEXT_FILE, TOKENIZER_FILE
+from calipso_runtime.bundle import HEAD_FILE, TOKENIZER_FILE
+from calipso_runtime.graph_file import METADATA_MANIFEST, TEXT_FILE
 from calipso_runtime.parity import Answers, Gates, Parity, compare
 from calipso_runtime.reference import BATCH_SIZES
 

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import ClassVar
 
-from calipso_export.config import SEARCH, ExportConfig
+from calipso_export.choices import SEARCH
+from calipso_export.config import ExportConfig
 from calipso_export.fewshot.store import FeatureStore
 from calipso_export.fewshot.view_weights import encode_views, search_view_weights
 from calipso_export.front_ends.points import PointsFrontEnd

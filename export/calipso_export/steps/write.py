@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from calipso_export.config import EMBED, ExportConfig
+from calipso_export.choices import EMBED
+from calipso_export.config import ExportConfig
 from calipso_export.defaults import without_defaults
 from calipso_export.heads.few_shot import FoldedHead
 from calipso_export.lint import declared
@@ -27,25 +28,22 @@ from calipso_export.steps.probe import TokenizerRecord
 from calipso_export.steps.trace import Traced
 from calipso_export.steps.tune import HeadRecord
 from calipso_export.templates import Prompts
-from calipso_runtime.bundle import (
+from calipso_runtime.bundle import HEAD_FILE
+from calipso_runtime.graph_file import (
     DIGEST_PLACEHOLDER,
-    EMBEDDING,
-    HEAD_FILE,
     METADATA_DATA_DIGEST,
     METADATA_DIGEST,
     METADATA_MANIFEST,
     METADATA_RUN_BATCH,
     MODEL_FILE,
     ORT_FILES,
-    TEXT_EMBEDDING,
     TEXT_FILE,
-    Manifest,
-    canonical,
     seal_model,
     weights_file,
 )
 from calipso_runtime.hashes import sha256_of
 from calipso_runtime.head.file import write_head
+from calipso_runtime.manifest import EMBEDDING, TEXT_EMBEDDING, Manifest, canonical
 from calipso_runtime.pixel_input import OP
 
 # Protobuf cannot serialise more than 2 GiB in one message; the graph itself needs some of it.

@@ -12,10 +12,11 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from calipso_runtime.bundle import IMAGE, INPUTS, Bundle
+from calipso_runtime.bundle import Bundle
 from calipso_runtime.errors import BackendUnavailableError, BundleSchemaError, UsageError
 from calipso_runtime.head.classes import Head
 from calipso_runtime.head.file import exported_head, manifest_of, takes_token_ids
+from calipso_runtime.manifest import IMAGE, INPUTS
 from calipso_runtime.pixel_input import OP
 
 AUTO = "auto"

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from calipso_runtime import devices
 from calipso_runtime.backends import GpuOptions, TensorInfo, free_input
-from calipso_runtime.bundle import EMBEDDING, TOKEN_IDS, Bundle
+from calipso_runtime.bundle import Bundle
 from calipso_runtime.caching import cache_folder
 from calipso_runtime.errors import BackendError, BackendUnavailableError, BundleCorruptError
+from calipso_runtime.manifest import EMBEDDING, TOKEN_IDS
 
 if TYPE_CHECKING:
     from typing import Self

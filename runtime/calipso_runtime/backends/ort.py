@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from calipso_runtime import devices
 from calipso_runtime.backends import GpuOptions, TensorInfo, free_input, ort_cache
-from calipso_runtime.bundle import METADATA_RUN_BATCH, Bundle, weights_file
+from calipso_runtime.bundle import Bundle
 from calipso_runtime.errors import BackendError, BackendUnavailableError, BundleCorruptError
+from calipso_runtime.graph_file import METADATA_RUN_BATCH, weights_file
 from calipso_runtime.head.file import takes_token_ids
 
 if TYPE_CHECKING:

@@ -15,9 +15,11 @@ import numpy.typing as npt
 from calipso_runtime import devices
 from calipso_runtime.backends.ort import TENSORRT_PROVIDER, Ask, OrtBackend, Session, metadata_of, open_session, version
 from calipso_runtime.backends.ort_binding import BoundSession
-from calipso_runtime.bundle import METADATA_MANIFEST, Bundle, Manifest, embedded_manifest, manifest_of_metadata
+from calipso_runtime.bundle import Bundle
 from calipso_runtime.caching import cache_folder
 from calipso_runtime.errors import BackendError, BackendUnavailableError
+from calipso_runtime.graph_file import METADATA_MANIFEST, embedded_manifest
+from calipso_runtime.manifest import Manifest, manifest_of_metadata
 
 # Of the one optimisation profile: smallest, the one that kernels are chosen for, and largest batch.
 PROFILE = (1, 8, 256)

@@ -69,8 +69,9 @@ _ANY_IMAGE: tuple[int | None, ...] = (3, 224, 224)
 
 
 def _trtexec(bundle: Path, options: BuildOptions) -> str:
-    from calipso_runtime.bundle import IMAGE, open_bundle
+    from calipso_runtime.bundle import open_bundle
     from calipso_runtime.head.file import refuse_engine
+    from calipso_runtime.manifest import IMAGE
 
     opened = open_bundle(bundle, remember=True)
     manifest = opened.manifest

@@ -12,7 +12,6 @@ import click
 
 from calipso_runtime.asking import DEFAULT_BATCH
 from calipso_runtime.backends import AUTO, BACKENDS
-from calipso_runtime.bundle import POINTS
 from calipso_runtime.classifier import DEFAULT_TOP, Classifier
 from calipso_runtime.clouds import CLOUD_EXTENSIONS
 from calipso_runtime.commands.collect import PICTURE_EXTENSIONS, STDIN, collect
@@ -22,6 +21,7 @@ from calipso_runtime.commands.texts import read_texts
 from calipso_runtime.commands.video import VideoOptions, answer_videos, video_options
 from calipso_runtime.errors import CalipsoWarning, ImageError, UsageError
 from calipso_runtime.loading import load
+from calipso_runtime.manifest import POINTS
 from calipso_runtime.prediction import Prediction, as_text
 from calipso_runtime.prediction import as_json as answer_as_json
 

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from calipso_runtime.backends import AUTO, connect
-from calipso_runtime.bundle import MANIFEST_FILE, Bundle, Manifest, manifest_of_metadata, open_bundle
+from calipso_runtime.bundle import MANIFEST_FILE, Bundle, open_bundle
 from calipso_runtime.commands.sign import signature_option
+from calipso_runtime.manifest import Manifest, manifest_of_metadata
 from calipso_runtime.signing import signature_path
 
 _FIRST_LABELS = 10

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime.backends import GpuOptions
-from calipso_runtime.bundle import Bundle, Manifest, embedded_manifest, open_bundle, seal_of
+from calipso_runtime.bundle import Bundle, open_bundle
 from calipso_runtime.caching import cache_folder
 from calipso_runtime.engines import checks, layers, plans
 from calipso_runtime.engines.checks import Checks
@@ -28,7 +28,9 @@ from calipso_runtime.engines.layers import LayerReport
 from calipso_runtime.engines.options import BuildOptions
 from calipso_runtime.engines.plans import Machine, Plan, PlanRecord
 from calipso_runtime.errors import BackendError, EngineBuildError, UsageError
+from calipso_runtime.graph_file import embedded_manifest, seal_of
 from calipso_runtime.head.file import refuse_engine
+from calipso_runtime.manifest import Manifest
 from calipso_runtime.parity import spread
 
 if TYPE_CHECKING:

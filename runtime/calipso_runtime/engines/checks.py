@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from calipso_runtime.backends import Backend
-from calipso_runtime.bundle import Bundle, Manifest
+from calipso_runtime.bundle import Bundle
 from calipso_runtime.engines.layers import TOWER, LayerReport
 from calipso_runtime.engines.options import BuildOptions
+from calipso_runtime.manifest import Manifest
 from calipso_runtime.parity import Parity
 from calipso_runtime.reference import batch_sizes, read_reference, verify_engine
 

@@ -17,11 +17,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from calipso_runtime.bundle import Bundle, canonical, seal_of
+from calipso_runtime.bundle import Bundle
 from calipso_runtime.engines.options import BatchRange, BuildOptions
 from calipso_runtime.errors import BackendUnavailableError, BundleCorruptError, EngineBuildError
+from calipso_runtime.graph_file import seal_of
 from calipso_runtime.hashes import sha256_of
 from calipso_runtime.locks import lock
+from calipso_runtime.manifest import canonical
 from calipso_runtime.signing import PublicKey
 
 FOLDER = "engines"

@@ -14,18 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from calipso_runtime.bundle import (
-    HEAD_FILE,
-    METADATA_MANIFEST,
-    OPEN,
-    Bundle,
-    Manifest,
-    embedded_manifest,
-    manifest_of_metadata,
-)
+from calipso_runtime.bundle import HEAD_FILE, Bundle
 from calipso_runtime.errors import BundleCorruptError, BundleSchemaError, UsageError
+from calipso_runtime.graph_file import METADATA_MANIFEST, embedded_manifest
 from calipso_runtime.hashes import sha256_of
 from calipso_runtime.head.classes import Head, new_head
+from calipso_runtime.manifest import OPEN, Manifest, manifest_of_metadata
 from calipso_runtime.pixel_input import OP
 
 KIND = "inputs"

@@ -21,9 +21,9 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from calipso_runtime.bundle import canonical
 from calipso_runtime.errors import BundleCorruptError, BundleError, TeachingError
 from calipso_runtime.locks import lock
+from calipso_runtime.manifest import canonical
 
 FOLDER = "taught"
 CHANGES_FILE = "changes"

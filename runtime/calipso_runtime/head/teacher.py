@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from calipso_runtime.bundle import Bundle, Manifest
+from calipso_runtime.bundle import Bundle
 from calipso_runtime.errors import (
     BundleCorruptError,
     CalipsoError,
@@ -27,6 +27,7 @@ from calipso_runtime.head.calibrate import SAME_PICTURE, START, Calibration, cal
 from calipso_runtime.head.classes import Float32, Head
 from calipso_runtime.head.file import read_head
 from calipso_runtime.head.journal import FOLDER, Journal, JournalWriter, Record, read_journal
+from calipso_runtime.manifest import Manifest
 
 # A journal is rewritten when it is this many times as large as what it amounts to.
 _MOST_GROWTH = 4
@@ -105,7 +106,7 @@ class Teacher:
         head = self.head.with_keys(label, features, text)
         if head.counts[head.index(label)] == 1:
             message = f"{label!r} has one photo only: it cannot be held out, so alpha and beta are chosen without it"
-            warnings.warn(message, CalipsoWarning, stacklevel=4)
+            warnings.warn(message, CalipsoWarning, stacklevel=5)
         head, calibration = _calibrated(head, recalibrate=recalibrate)
         arrays = {"features": features} if text is None else {"features": features, "text": text}
         return Change(head=head, record=_record("teach", head, arrays, label=label), calibration=calibration)
@@ -287,4 +288,4 @@ def _warn_of_copies(head: Head, label: str, features: Float32) -> None:
             f"photos of {label!r} are of other classes too: {'; '.join(pairs[:_MOST_PAIRS])}{more}. "
             "One of the two is mistaken, or they cannot be told apart"
         )
-        warnings.warn(message, CalipsoWarning, stacklevel=5)
+        warnings.warn(message, CalipsoWarning, stacklevel=6)

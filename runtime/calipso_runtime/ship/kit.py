@@ -13,12 +13,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from calipso_runtime.bundle import IMAGE, MANIFEST_FILE, MODEL_FILE, Bundle, Manifest, open_bundle
+from calipso_runtime.bundle import MANIFEST_FILE, Bundle, open_bundle
 from calipso_runtime.engines.options import BuildOptions, as_line, build_words, trtexec_command
 from calipso_runtime.engines.plans import FOLDER, engines_folder, read_plan
 from calipso_runtime.errors import BundleError, UsageError
+from calipso_runtime.graph_file import MODEL_FILE
 from calipso_runtime.hashes import sha256_of
 from calipso_runtime.head.file import manifest_of, refuse_engine
+from calipso_runtime.manifest import IMAGE, Manifest
 from calipso_runtime.output_folder import output_folder
 from calipso_runtime.reference import read_reference
 from calipso_runtime.ship.sample import write_sample

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from calipso_runtime.bundle import Manifest
 from calipso_runtime.confidence import Confidence
 from calipso_runtime.errors import BundleError
+from calipso_runtime.manifest import Manifest
 from calipso_runtime.prediction import as_text, rank
 from calipso_runtime.reference import Reference
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 import calipso_runtime
-from calipso_runtime.bundle import POINTS, Manifest
 from calipso_runtime.errors import ImageError
+from calipso_runtime.manifest import POINTS, Manifest
 from calipso_runtime.triton.repository import BUNDLE_FOLDER, OUTPUTS, PICTURE, UNKNOWN
 
 

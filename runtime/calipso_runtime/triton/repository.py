@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from calipso_runtime.bundle import MANIFEST_FILE, Bundle, Manifest, open_bundle, seal_of
+from calipso_runtime.bundle import MANIFEST_FILE, Bundle, open_bundle
 from calipso_runtime.engines.plans import Plan, engines_folder, read_plan
 from calipso_runtime.errors import BundleNotFoundError, UsageError
+from calipso_runtime.graph_file import seal_of
+from calipso_runtime.manifest import Manifest
 from calipso_runtime.output_folder import output_folder
 
 ONNX, TENSORRT, PYTHON = FORMS = ("onnx", "tensorrt", "python")

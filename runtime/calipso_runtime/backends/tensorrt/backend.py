@@ -13,10 +13,11 @@ from calipso_runtime.backends.tensorrt import version
 from calipso_runtime.backends.tensorrt.engine import Engine, why_unavailable
 from calipso_runtime.backends.tensorrt.lane import Lane
 from calipso_runtime.backends.tensorrt.lanes import Lanes, Pending
-from calipso_runtime.bundle import METADATA_MANIFEST, Bundle, embedded_manifest
+from calipso_runtime.bundle import Bundle
 from calipso_runtime.cuda.device import Device
 from calipso_runtime.engines.plans import Machine, Plan, find_plan, read_plan, why_unfit
 from calipso_runtime.errors import BackendError, BackendUnavailableError, CalipsoWarning, UsageError
+from calipso_runtime.graph_file import METADATA_MANIFEST, embedded_manifest
 
 
 def this_machine(device: Device) -> Machine:

@@ -12,10 +12,10 @@ from calipso_runtime.backends.tensorrt import version
 from calipso_runtime.backends.tensorrt.engine import OUT_OF_MEMORY
 from calipso_runtime.backends.tensorrt.log import Log, started
 from calipso_runtime.backends.tensorrt.monitor import Monitor, Report
-from calipso_runtime.bundle import INPUTS
 from calipso_runtime.cuda.device import Device
 from calipso_runtime.engines.options import BuildOptions
 from calipso_runtime.errors import EngineBuildError
+from calipso_runtime.manifest import INPUTS
 
 _MIB = 1 << 20
 # How often a build in its own thread is looked after: an interrupt is noticed by then.
