@@ -87,7 +87,7 @@ class LiveHead:
             raise InputError(message)
         if all(output.name != LOGITS for output in engine.outputs):
             return TextHead(engine, self._texts.of_texts(prompts), self._manifest)
-        return cast("HeadBackend", engine).bind({TOKEN_IDS: self._texts.tokenizer(prompts)})
+        return cast("HeadBackend", engine).bind({TOKEN_IDS: self._texts.token_ids(prompts)})
 
     def change(self, make: Callable[[Teacher], Change]) -> Calibration | None:
         """Make a change, one at a time, and use it. Raises TeachingError: the bundle cannot be taught.

@@ -30,7 +30,7 @@ from calipso_runtime.head.file import is_input
 from calipso_runtime.head.teacher import open_teacher
 from calipso_runtime.manifest import TOKEN_IDS, Manifest
 from calipso_runtime.texts import DEFAULT_CACHE_BYTES, Texts
-from calipso_runtime.tokenizer import Tokenizer
+from calipso_runtime.tokenizer import SILENT, Tokenizer, check_truncation
 
 # A text tower runs on the engine of the pictures; where that is another, on the first of these that is there.
 _TEXT_BACKENDS = ("ort-cuda", "ort", "openvino")
@@ -49,6 +49,7 @@ def load(
     require_signature: str | Path | None = None,
     taught: str | Path | bool = True,
     text_cache_bytes: int = DEFAULT_CACHE_BYTES,
+    truncation: str = SILENT,
 ) -> Classifier:
     """Open a bundle, check every hash, and load its graph into an engine.
 
@@ -67,6 +68,8 @@ def load(
         taught: where what the bundle is taught is kept, if its head is an input: True is the folder `taught` in it;
             name another where the bundle is read-only. False leaves aside what it was taught, and keeps nothing.
         text_cache_bytes: memory for features of labels and texts that come again, of a bundle that takes any.
+        truncation: of labels and prompts with more tokens than the model's context: "silent" cuts them as open_clip
+            does, "warn" says so, "error" refuses them.
 
     Raises:
         BundleNotFoundError: there is nothing there, or it is not a bundle.
@@ -76,11 +79,13 @@ def load(
         BackendUnavailableError: the backend asked for is not really on this machine.
         DeviceMemoryError: the engine does not fit into the GPU's memory.
         UsageError: there is no backend of this name, `threads` is below 1, or the key cannot be used.
+        InputError: there is no such truncation.
 
     Warns:
         CalipsoWarning: the bundle was written although its parity gate had failed; or its 8-bit weights may
             saturate on this CPU.
     """
+    check_truncation(truncation)
     connecting = _connecting(backend, threads, gpu, keep_optimised=keep_optimised)
     opened = _opened(path, connecting, require_signature, remember=keep_optimised)
     engine, manifest = opened.engine, opened.manifest
@@ -93,7 +98,7 @@ def load(
         raise
     for message in doubts(path, engine, manifest):
         warnings.warn(message, CalipsoWarning, stacklevel=2)
-    texts = opened.texts(text_cache_bytes) if manifest.takes_labels else None
+    texts = opened.texts(text_cache_bytes, truncation) if manifest.takes_labels else None
     return Classifier(engine, manifest, backend_reason=opened.reason, teacher=teacher, texts=texts)
 
 
@@ -149,11 +154,11 @@ class _Opened:
     reason: str
     open_text: Callable[[], Backend]
 
-    def texts(self, cache_bytes: int) -> Texts:
+    def texts(self, cache_bytes: int, truncation: str = SILENT) -> Texts:
         """What encodes texts; nothing of it is opened before the first one."""
         path = self.bundle.model_path.with_name(TOKENIZER_FILE)
         open_tokenizer = functools.partial(Tokenizer.from_file, path, self.manifest.tokenizer)
-        return Texts(self.open_text, open_tokenizer, self.manifest, cache_bytes=cache_bytes)
+        return Texts(self.open_text, open_tokenizer, self.manifest, cache_bytes=cache_bytes, truncation=truncation)
 
 
 def _connecting(backend: str, threads: int | None, gpu: GpuOptions | None, *, keep_optimised: bool) -> Connect:

@@ -16,7 +16,7 @@ from calipso_runtime.asking import Float32
 from calipso_runtime.backends import Backend, TensorInfo
 from calipso_runtime.errors import BackendError, InputError
 from calipso_runtime.manifest import EMBEDDING, LOGITS, TEXT_EMBEDDING, Manifest
-from calipso_runtime.tokenizer import SILENT, Ids, Tokenizer
+from calipso_runtime.tokenizer import SILENT, Ids, Tokenizer, check_truncation
 
 # Features that are kept, with what they take besides; beyond, those go that were used longest ago.
 DEFAULT_CACHE_BYTES = 256 * 2**20
@@ -38,6 +38,7 @@ class Texts:
         open_tokenizer: opens the tokenizer, likewise.
         manifest: of the bundle.
         cache_bytes: how much memory kept features may take.
+        truncation: of labels and texts with more tokens than the context: see `Tokenizer.encode`.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class Texts:
         manifest: Manifest,
         *,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        truncation: str = SILENT,
     ) -> None:
+        self._truncation = truncation
         self._open_engine, self._open_tokenizer = open_engine, open_tokenizer
         self._prompts = manifest.prompts
         self._width = int(manifest.model["embed_dim"])
@@ -56,28 +59,34 @@ class Texts:
         self._tokenizer: Tokenizer | None = None
         self._cache = _Cache(cache_bytes)
 
-    def of_texts(self, texts: Sequence[str], *, truncation: str = SILENT) -> Float32:
+    def of_texts(self, texts: Sequence[str], *, truncation: str | None = None) -> Float32:
         """Features of texts as they are: float32 [N,D], L2-normalised.
 
         Args:
             texts: what to encode.
-            truncation: of texts with more tokens than the context: see `Tokenizer.encode`.
+            truncation: of texts with more tokens than the context: see `Tokenizer.encode`; None is that of the class.
 
         Raises:
             InputError: there is none, one is no text, or one is too long and truncation is "error".
         """
-        checked = _checked(texts, "texts")
-        if truncation != SILENT:
-            self.tokenizer.encode(checked, truncation=truncation)
-        return self._features("text", checked, lambda text: (text,))
+        return self._features("text", _checked(texts, "texts"), lambda text: (text,), truncation)
 
     def of_labels(self, labels: Sequence[str]) -> Float32:
         """Features of labels, by the bundle's prompts: float32 [N,D], L2-normalised.
 
         Raises:
-            InputError: there is none, one is no text, or the bundle has prompts of its own classes only.
+            InputError: there is none, one is no text, the bundle has prompts of its own classes only, or a prompt is
+                too long and the class's truncation is "error".
         """
         return self._features("label", _checked(labels, "labels"), self.prompts_of)
+
+    def token_ids(self, texts: Sequence[str]) -> Ids:
+        """Token ids int64 [N,L] of texts as they are, for a graph that has the text tower.
+
+        Raises:
+            InputError: there is none, one is no text, or one is too long and the class's truncation is "error".
+        """
+        return self.tokenizer.encode(texts, truncation=self._truncation).ids
 
     def prompts_of(self, label: str) -> tuple[str, ...]:
         """What is encoded for a label."""
@@ -115,7 +124,10 @@ class Texts:
                 self._engine.close()
         self._cache.clear()
 
-    def _features(self, kind: str, texts: Sequence[str], prompts_of: PromptsOf) -> Float32:
+    def _features(
+        self, kind: str, texts: Sequence[str], prompts_of: PromptsOf, truncation: str | None = None
+    ) -> Float32:
+        self._tell_cut(texts, prompts_of, self._truncation if truncation is None else truncation)
         found = np.empty((len(texts), self._width), np.float32)
         for start in range(0, len(texts), _CHUNK):
             keys = [(kind, text) for text in texts[start : start + _CHUNK]]
@@ -127,6 +139,19 @@ class Texts:
             for place, key in enumerate(keys, start=start):
                 found[place] = known[key]
         return found
+
+    def _tell_cut(self, texts: Sequence[str], prompts_of: PromptsOf, truncation: str) -> None:
+        check_truncation(truncation)
+        if truncation == SILENT:
+            return
+        cut: list[int] = []
+        # All of them, remembered or not, and never more token ids than those of a chunk.
+        for start in range(0, len(texts), _CHUNK):
+            prompts = [(place, each) for place, text in enumerate(texts[start : start + _CHUNK], start=start)
+                       for each in prompts_of(text)]  # fmt: skip
+            ids = self.tokenizer.encode([prompt for _, prompt in prompts], truncation=SILENT)
+            cut += dict.fromkeys(prompts[place][0] for place in ids.cut)
+        self.tokenizer.tell(texts, cut, truncation)
 
     def _encoded(self, keys: Sequence[_Key], prompts_of: PromptsOf) -> Iterator[tuple[_Key, Float32]]:
         """The feature of each, the mean over its prompts; prompts of several together are encoded."""

@@ -214,9 +214,7 @@ class Tokenizer:
         Raises:
             InputError: there is no text, one is not a str, or one is too long and truncation is "error".
         """
-        if truncation not in TRUNCATIONS:
-            message = f"truncation is {truncation!r}: expected one of {', '.join(TRUNCATIONS)}"
-            raise InputError(message)
+        check_truncation(truncation)
         texts = _checked(texts)
         ids = np.full((len(texts), self.context_length), self.settings.pad, np.int64)
         cut = []
@@ -229,12 +227,31 @@ class Tokenizer:
                 cut.append(index)
         if self.settings.zeroed is not None:
             ids[ids == self.settings.zeroed] = 0
-        if cut and truncation != SILENT:
-            message = self._too_long(texts, cut)
-            if truncation == ERROR:
-                raise InputError(message)
-            warnings.warn(f"{message} They were cut", CalipsoWarning, stacklevel=2)
+        self.tell(texts, cut, truncation)
         return Tokens(ids, tuple(cut))
+
+    def tell(self, texts: Sequence[str], cut: Sequence[int], truncation: str) -> None:
+        """Say which texts are cut, as `encode` is asked to.
+
+        Args:
+            texts: all of them.
+            cut: indices of those that are cut.
+            truncation: see `encode`.
+
+        Raises:
+            InputError: there are some, and truncation is "error".
+        """
+        if not cut or truncation == SILENT:
+            return
+        first = texts[cut[0]]
+        shown = first if len(first) <= _SHOWN else f"{first[:_SHOWN]}..."
+        message = (
+            f"{len(cut)} of {len(texts)} texts have more tokens than the {self.context_length} of this model's "
+            f"context, the first is number {cut[0]}: {shown!r}."
+        )
+        if truncation == ERROR:
+            raise InputError(message)
+        warnings.warn(f"{message} They were cut", CalipsoWarning, stacklevel=3)
 
     def _each(self, texts: list[str]) -> Iterator[_Row]:
         for start in range(0, len(texts), _BATCH):
@@ -268,13 +285,12 @@ class Tokenizer:
             pads = [own.pad] * (self.context_length - 1 - len(row))
             yield [*row, *pads, own.last], len(encoding.ids) > most
 
-    def _too_long(self, texts: list[str], cut: list[int]) -> str:
-        first = texts[cut[0]]
-        shown = first if len(first) <= _SHOWN else f"{first[:_SHOWN]}..."
-        return (
-            f"{len(cut)} of {len(texts)} texts have more tokens than the {self.context_length} of this model's "
-            f"context, the first is number {cut[0]}: {shown!r}."
-        )
+
+def check_truncation(truncation: str) -> None:
+    """Raises InputError: there is no such way with texts that are too long."""
+    if truncation not in TRUNCATIONS:
+        message = f"truncation is {truncation!r}: expected one of {', '.join(TRUNCATIONS)}"
+        raise InputError(message)
 
 
 def _checked(texts: str | Sequence[str]) -> list[str]:

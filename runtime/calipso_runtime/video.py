@@ -8,7 +8,7 @@ import dataclasses
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +102,8 @@ def classify_video(
     every: int = 1,
     fps: float | None = None,
     smooth_s: float | None = None,
+    labels: Sequence[str] | None = None,
+    prompts: Sequence[str] | None = None,
     top: int = 5,
     batch: int = 1,
 ) -> Iterator[tuple[Frame, Prediction]]:
@@ -114,6 +116,8 @@ def classify_video(
         fps: see there.
         smooth_s: smooth probabilities over so many seconds, see `Smoother`. Classes are then in the order of the
             smoothed probabilities; logits stay the frame's own.
+        labels: see `Classifier.classify`.
+        prompts: see there.
         top: how many classes, at most all of them.
         batch: how many frames are computed together; each answer waits for the last of them.
 
@@ -144,7 +148,8 @@ def classify_video(
             failure = error
 
     wanted = top if smoother is None else sys.maxsize
-    for _, answer in classifier.classify_stream(pictures(), top=wanted, batch=batch):
+    answers = classifier.classify_stream(pictures(), labels=labels, prompts=prompts, top=wanted, batch=batch)
+    for _, answer in answers:
         frame = under_way.popleft()
         if isinstance(answer, ImageError):
             message = f"frame {frame.number} of {source}: {answer}"

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from open_samples import (
     CONTEXT,
     TEMPLATES,
@@ -20,12 +21,14 @@ from open_samples import (
     text_features,
     write_open_bundle,
 )
+from PIL import Image
 from runtime_samples import CONFIG, SIZE, MakeBundle
 
 import calipso_runtime
 from calipso_runtime import Classifier, Embedder, load, load_embedder
 from calipso_runtime.backends import connect
 from calipso_runtime.bundle import TOKENIZER_FILE, open_bundle
+from calipso_runtime.cli import calipso
 from calipso_runtime.errors import (
     BackendError,
     BundleCorruptError,
@@ -208,6 +211,44 @@ def test_a_text_beyond_the_context_is_cut_and_told_on_request(embedder: Embedder
     # Also where the feature is known already.
     with pytest.raises(InputError, match="the first is number 1"):
         embedder.text(["a", long], truncation="error")
+
+
+def test_labels_and_prompts_beyond_the_context_are_told_where_the_bundle_is_loaded_so(
+    sample: Path, pixels: np.ndarray
+) -> None:
+    long = "cat dog " * CONTEXT
+
+    with load(sample, backend="ort", truncation="warn") as classifier:
+        with pytest.warns(CalipsoWarning, match="1 of 2 texts have more tokens than the 8.*number 1"):
+            told = classifier.logits(pixels, labels=["a", long])
+        with pytest.warns(CalipsoWarning, match="1 of 2 texts have more tokens than the 8"):
+            classifier.logits(pixels, prompts=["a", long])
+    with load(sample, backend="ort", truncation="error") as classifier:
+        # Also where the features are known already.
+        classifier.logits(pixels, labels=["a", "cat"])
+        for _ in range(2):
+            with pytest.raises(InputError, match="the first is number 0"):
+                classifier.classify(pixels, labels=[long])
+    with load(sample, backend="ort") as classifier:
+        np.testing.assert_array_equal(classifier.logits(pixels, labels=["a", long]), told)
+
+
+def test_a_way_with_long_texts_that_there_is_not_is_refused(sample: Path) -> None:
+    with pytest.raises(InputError, match="truncation is 'loud'"):
+        load(sample, truncation="loud")
+
+
+def test_the_command_says_that_a_label_was_cut(sample: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "photo.png")
+    long = "cat dog " * CONTEXT
+
+    result = CliRunner().invoke(
+        calipso, ["classify", str(sample), str(tmp_path / "photo.png"), "--labels", f"a,{long}"]
+    )
+
+    assert result.exit_code == 0
+    assert result.stderr.startswith("warning: 1 of 2 texts have more tokens than the 8")
+    assert result.stderr.count("warning") == 1
 
 
 def test_many_threads_get_the_same_features(embedder: Embedder, pixels: np.ndarray) -> None:

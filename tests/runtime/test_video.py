@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from open_samples import write_open_bundle
 from PIL import Image
 from runtime_samples import MakeBundle
 
@@ -112,6 +113,19 @@ def test_a_film_of_real_photographs_is_answered_like_the_photographs(tmp_path: P
     with calipso_runtime.load(tiny) as loaded:
         for line, expected in zip(found, loaded.classify(pictures, top=2), strict=True):
             assert [each["label"] for each in line["predictions"]] == [score.label for score in expected]
+
+
+@pytest.mark.parametrize("kind", ["open", "embed"])
+def test_frames_are_answered_over_labels_that_the_call_names(tmp_path: Path, film: Path, kind: str) -> None:
+    bundle = write_open_bundle(tmp_path / "open.calipso", kind=kind)
+
+    found = lines(classify(bundle, film, "--labels", "cat,dog,bird", "--smooth", "0.5", "--every", 5))
+
+    assert len(found) == 4
+    with calipso_runtime.load(bundle) as loaded:
+        wanted = loaded.classify(drawn(1)[0], labels=["cat", "dog", "bird"])
+    first = {score["label"]: score["logit"] for score in found[0]["predictions"]}
+    assert first == pytest.approx({score.label: score.logit for score in wanted}, abs=1e-4)
 
 
 def test_every_and_fps_choose_frames(film: Path) -> None:

@@ -3,7 +3,6 @@
 import functools
 import json
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,11 +18,13 @@ from calipso_runtime.commands.sign import signature_option
 from calipso_runtime.commands.teach import taught_option
 from calipso_runtime.commands.texts import read_texts
 from calipso_runtime.commands.video import VideoOptions, answer_videos, video_options
-from calipso_runtime.errors import CalipsoWarning, ImageError, UsageError
+from calipso_runtime.commands.warned import warned
+from calipso_runtime.errors import ImageError
 from calipso_runtime.loading import load
 from calipso_runtime.manifest import POINTS
 from calipso_runtime.prediction import Prediction, as_text
 from calipso_runtime.prediction import as_json as answer_as_json
+from calipso_runtime.tokenizer import WARN
 
 # Fewer pictures than this are answered before a progress bar would tell anything.
 _PROGRESS_FROM = 64
@@ -78,9 +79,7 @@ def classify_command(
     stream ("rtsp://..."). Ctrl-C ends them.
     """
     video = VideoOptions.of(images, **of_video)
-    if video is not None and (labels is not None or prompts is not None):
-        message = "--labels and --prompts are for pictures: give videos a bundle that has classes of its own"
-        raise UsageError(message)
+    texts: dict[str, Any] = {"labels": read_texts(labels), "prompts": read_texts(prompts)}
     with _quiet_load(
         bundle,
         backend=backend,
@@ -91,15 +90,15 @@ def classify_command(
         if verbose:
             click.echo(classifier.backend_reason, err=True)
         if video is not None:
-            unreadable = answer_videos(classifier, images, video, top=top, batch=batch or 1)
+            with warned():
+                unreadable = answer_videos(classifier, images, video, **texts, top=top, batch=batch or 1)
             click.get_current_context().exit(_SOME_UNREADABLE if unreadable else 0)
         takes_points = classifier.manifest.input_name == POINTS
         paths = collect(images, extensions=CLOUD_EXTENSIONS if takes_points else PICTURE_EXTENSIONS)
         unreadable = 0
         stream = functools.partial(
             classifier.classify_stream,
-            labels=read_texts(labels),
-            prompts=read_texts(prompts),
+            **texts,
             top=top,
             batch=batch or DEFAULT_BATCH,
         )
@@ -122,14 +121,15 @@ def classify_command(
 def _quiet_load(
     bundle: str, *, backend: str, threads: int | None, require_signature: Path | None, taught: Path | bool
 ) -> Classifier:
-    """Load, with a warning of ours as one line on stderr instead of Python's two."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        classifier = load(bundle, backend=backend, threads=threads, require_signature=require_signature, taught=taught)
-    for warning in caught:
-        if issubclass(warning.category, CalipsoWarning):
-            click.echo(f"warning: {warning.message}", err=True)
-    return classifier
+    with warned():
+        return load(
+            bundle,
+            backend=backend,
+            threads=threads,
+            require_signature=require_signature,
+            taught=taught,
+            truncation=WARN,
+        )
 
 
 def _answers(stream: _Stream, paths: Iterable[str]) -> Iterator[tuple[str, Prediction | ImageError]]:
@@ -142,9 +142,7 @@ def _answers(stream: _Stream, paths: Iterable[str]) -> Iterator[tuple[str, Predi
             names.append(name)
             yield picture
 
-    with warnings.catch_warnings():
-        # What Pillow would warn of is either an error of ours, or does not change the answer.
-        warnings.simplefilter("ignore")
+    with warned():
         for _, answer in stream(pictures()):
             yield names.pop(0), answer
 

@@ -1,6 +1,5 @@
 """`calipso embed`: pictures and texts in, their features out, for search."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ from calipso_runtime.backends import AUTO, BACKENDS
 from calipso_runtime.commands.collect import collect
 from calipso_runtime.commands.sign import signature_option
 from calipso_runtime.commands.texts import read_texts
+from calipso_runtime.commands.warned import warned
 from calipso_runtime.embedder import Embedder
-from calipso_runtime.errors import CalipsoWarning, ImageError, OutputPathError, UsageError
+from calipso_runtime.errors import ImageError, OutputPathError, UsageError
 from calipso_runtime.loading import load_embedder
 from calipso_runtime.tokenizer import WARN
 
@@ -53,15 +53,13 @@ def embed_command(
         message = "there is nothing to embed: name pictures, or give --texts"
         raise UsageError(message)
     paths = collect(images) if images else []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", CalipsoWarning)
-        with load_embedder(bundle, backend=backend, threads=threads, require_signature=require_signature) as embedder:
-            arrays, unreadable = _pictures(embedder, paths, batch)
-            if asked is not None:
-                arrays |= {"text": embedder.text(asked, truncation=WARN), "texts": np.array(asked, dtype=np.str_)}
-    for warning in caught:
-        if issubclass(warning.category, CalipsoWarning):
-            click.echo(f"warning: {warning.message}", err=True)
+    with (
+        warned(),
+        load_embedder(bundle, backend=backend, threads=threads, require_signature=require_signature) as embedder,
+    ):
+        arrays, unreadable = _pictures(embedder, paths, batch)
+        if asked is not None:
+            arrays |= {"text": embedder.text(asked, truncation=WARN), "texts": np.array(asked, dtype=np.str_)}
     _write(output, arrays)
     kept = ", ".join(f"{name} {list(arrays[name].shape)}" for name in ("image", "text") if name in arrays)
     click.echo(f"wrote {output}: {kept}")

@@ -1,7 +1,6 @@
 """`calipso teach`, `forget` and `relabel`: change the classes of a bundle whose head is an input of its graph."""
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ import click
 from calipso_runtime.backends import AUTO, BACKENDS
 from calipso_runtime.classifier import Classifier
 from calipso_runtime.commands.collect import collect
-from calipso_runtime.errors import CalipsoWarning
+from calipso_runtime.commands.warned import warned
 from calipso_runtime.head.calibrate import Calibration
 from calipso_runtime.loading import load
 
@@ -84,14 +83,9 @@ def relabel_command(*, bundle: str, old: str, new: str, backend: str, taught: Pa
 @contextlib.contextmanager
 def _changing(bundle: str, backend: str, taught: Path | None) -> Iterator[Classifier]:
     """Load, let it be changed, save; warnings of ours as one line on stderr each."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        with load(bundle, backend=backend, taught=True if taught is None else taught) as classifier:
-            yield classifier
-            classifier.save()
-    for warning in caught:
-        if issubclass(warning.category, CalipsoWarning):
-            click.echo(f"warning: {warning.message}", err=True)
+    with warned(), load(bundle, backend=backend, taught=True if taught is None else taught) as classifier:
+        yield classifier
+        classifier.save()
 
 
 def _tell(found: Calibration | None) -> None:

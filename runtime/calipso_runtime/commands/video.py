@@ -52,7 +52,14 @@ class VideoOptions:
 
 
 def answer_videos(
-    classifier: Classifier, sources: Sequence[str], options: VideoOptions, *, top: int, batch: int
+    classifier: Classifier,
+    sources: Sequence[str],
+    options: VideoOptions,
+    *,
+    labels: Sequence[str] | None,
+    prompts: Sequence[str] | None,
+    top: int,
+    batch: int,
 ) -> int:
     """Print a line per frame; how many of the videos could not be read, or not to their end."""
     unreadable = 0
@@ -63,6 +70,8 @@ def answer_videos(
             every=options.every or 1,
             fps=options.fps,
             smooth_s=options.smooth_s,
+            labels=labels,
+            prompts=prompts,
             top=top,
             batch=batch,
         )
