@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SOURCES := export runtime bench benchmarks tests examples
 
-.PHONY: setup demo sweep test test-quick check bench bench-export bench-precision bench-teach bench-gpu docs clean
+.PHONY: setup demo sweep test test-quick check bench bench-export bench-precision bench-families bench-hosts bench-teach bench-gpu docs clean
 
 setup: $(READY)
 
@@ -54,6 +54,18 @@ bench-precision: $(READY)
 	$(BIN)/python -m benchmarks.precision_speed
 	$(BIN)/python -m benchmarks.precision_tools
 	$(BIN)/python -m benchmarks.precision_planted
+	$(BIN)/python -m benchmarks.report
+
+# Measures one model of each family in every precision, and MobileCLIP against the matmul peak; goes on where it stopped.
+bench-families: $(READY)
+	$(BIN)/python -m benchmarks.families
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mobileclip
+	$(BIN)/python -m benchmarks.report
+
+# Measures raw pixels and every host on photographs of one's own: make bench-hosts PHOTOS=DIR
+bench-hosts: $(READY)
+	$(BIN)/python -m benchmarks.pixels --photos $(PHOTOS)
+	$(BIN)/python -m benchmarks.hosts $(PHOTOS)
 	$(BIN)/python -m benchmarks.report
 
 # Measures what a head as an input costs, and what teaching takes.
