@@ -25,8 +25,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+# A file at a time: what its tests share is made once.
 test-quick: $(READY)
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 check: $(READY)
 	$(BIN)/ruff check $(SOURCES)

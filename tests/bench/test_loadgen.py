@@ -91,6 +91,7 @@ def undisturbed(classifier: Classifier, pictures: list[bytes], folder: Path, **o
     return entries
 
 
+@pytest.mark.slow
 def test_every_scenario_is_valid_and_answers_like_direct_calls(
     classifier: Classifier, pictures: list[bytes], tmp_path: Path
 ) -> None:

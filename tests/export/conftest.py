@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from calipso_export import ExportConfig, export
+from calipso_export.clip import open_clip
 from calipso_export.models import LoadedModel, load_model
 
 # Tests are imported one by one, without a package: this is how they find their samples.
@@ -26,6 +28,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_tokenizer() -> Iterator[None]:
+    """open_clip reads its whole vocabulary anew for every model, which takes longer than a tiny model does."""
+    made: dict[str, Any] = {}
+
+    def tokenizer(**settings: object) -> Any:
+        key = repr(sorted(settings.items()))
+        if key not in made:
+            made[key] = open_clip.SimpleTokenizer(**settings)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(open_clip.factory, "SimpleTokenizer", tokenizer)
+        yield
 
 
 @pytest.fixture(scope="session")

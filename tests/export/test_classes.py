@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from calipso_export.classes import check_classes, read_classes
 from calipso_runtime.errors import ClassListError, UsageError
 
-EXAMPLES = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 # Any text that UTF-8 can hold.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 # A byte order mark at the start of a file is not part of the first name.

@@ -50,6 +50,7 @@ def exported(
     return folder / "out.calipso", result
 
 
+@pytest.mark.slow
 def test_the_command_exports_and_tells_what_it_did(exported: tuple[Path, "subprocess.CompletedProcess[str]"]) -> None:
     path, result = exported
 
@@ -62,6 +63,7 @@ def test_the_command_exports_and_tells_what_it_did(exported: tuple[Path, "subpro
     assert below(path.parent) - below(path.parent / "features") >= {"out.calipso", "job.toml", "classes.txt"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "parity.json", "reference.npz", "report.html"])
 def test_another_process_writes_the_same_bytes(
     exported: tuple[Path, "subprocess.CompletedProcess[str]"], bundle: Path, name: str
@@ -69,6 +71,7 @@ def test_another_process_writes_the_same_bytes(
     assert (exported[0] / name).read_bytes() == (bundle / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_bundle_classifies_inspects_and_verifies(
     run: Run, exported: tuple[Path, "subprocess.CompletedProcess[str]"], shots: Path, tiny_vit: Path
 ) -> None:

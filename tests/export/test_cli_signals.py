@@ -36,7 +36,8 @@ def arguments(tiny_vit: Path, shots: Path, tmp_path: Path) -> list[str]:
     return ["export", *(str(part) for name, value in values.items() for part in (f"--{name}", value))]
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_exits_130_and_leaves_nothing(arguments: list[str], tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "calipso_runtime", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -21,6 +21,7 @@ def config(make_config: MakeConfig) -> ExportConfig:
     return make_config(unknown_at=0.4, alpha=None, beta=None, b2=None, b3=None, calip=False, cache=False)
 
 
+@pytest.mark.slow
 def test_an_export_with_a_threshold_says_so_everywhere(config: ExportConfig) -> None:
     manifest, parity = export(config)
     confidence, curves = manifest.confidence, json.loads((config.output / SEARCH_FILE).read_text())
@@ -49,6 +50,7 @@ def test_an_export_with_a_threshold_says_so_everywhere(config: ExportConfig) -> 
     assert verified.exit_code == 0, verified.output
 
 
+@pytest.mark.slow
 def test_the_command_tells_the_temperature_and_the_threshold(config: ExportConfig, tmp_path: Path) -> None:
     arguments = ["export", "--model", config.model, "--random-init", "0", "--classes", ",".join(config.classes)]
     arguments += ["--shots", str(config.shots), "--no-calip", "--no-cache", "--unknown-at", "0.4"]

@@ -78,6 +78,7 @@ def test_a_page_that_cannot_be_written_is_said(run: Debug, low_bundle: ExportLow
     assert "layers.html cannot be written: No such file or directory" in result.stderr
 
 
+@pytest.mark.slow
 def test_an_fp32_bundle_has_no_errors(bundle: Path, tiny_vit: Path) -> None:
     rows = debug(bundle, data=None, checkpoint=None, model=str(tiny_vit), progress=silent)
 

@@ -74,6 +74,7 @@ def pictures() -> list[Any]:
     return [noise(900 + number) for number in range(6)]
 
 
+@pytest.mark.slow
 def test_a_head_that_is_an_input_answers_as_a_baked_one(
     exported: Path, make_config: MakeConfig, tmp_path: Path, pictures: list[Any]
 ) -> None:
@@ -85,6 +86,7 @@ def test_a_head_that_is_an_input_answers_as_a_baked_one(
         assert difference < 1e-5 * np.abs(baked.logits(pictures)).max()
 
 
+@pytest.mark.slow
 def test_the_graph_takes_any_number_of_classes_and_keys(exported: Path) -> None:
     model = onnx.load(exported / "model.onnx")
     sizes = {
@@ -100,6 +102,7 @@ def test_the_graph_takes_any_number_of_classes_and_keys(exported: Path) -> None:
     assert not {value.name for value in model.graph.initializer} & set(INPUTS)
 
 
+@pytest.mark.slow
 def test_the_bundle_carries_its_head_and_binds_it_to_the_graph(exported: Path) -> None:
     manifest = read_manifest(exported / "manifest.json")
 
@@ -119,6 +122,7 @@ def test_two_exports_are_the_same_bytes(exported: Path, make_config: MakeConfig,
         assert (again.output / name).read_bytes() == (exported / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ort", "openvino"])
 def test_what_was_exported_is_verified_again(exported: Path, tiny_vit: Path, backend: str) -> None:
     pytest.importorskip("openvino")
@@ -127,6 +131,7 @@ def test_what_was_exported_is_verified_again(exported: Path, tiny_vit: Path, bac
     assert not parity.failures
 
 
+@pytest.mark.slow
 def test_check_needs_no_torch_for_it(exported: Path) -> None:
     with load(exported, backend="ort") as classifier:
         assert not verify_engine(classifier._head.now.engine, open_bundle(exported)).failures
@@ -253,6 +258,7 @@ def test_calip_asked_for_by_name_is_refused_and_writes_nothing(tiny_vit: Path, t
     assert not (tmp_path / "out.calipso").exists()
 
 
+@pytest.mark.slow
 def test_an_export_does_not_replace_a_bundle_that_was_taught(
     own: Path, make_config: MakeConfig, pictures: list[Any]
 ) -> None:
@@ -267,6 +273,7 @@ def test_an_export_does_not_replace_a_bundle_that_was_taught(
     assert below(own) == before
 
 
+@pytest.mark.slow
 def test_a_key_of_no_augmented_view_is_the_photo_as_it_is(exported: Path, shots: Path) -> None:
     head = read_head(exported / "model.onnx", read_manifest(exported / "manifest.json"))
 

@@ -180,6 +180,7 @@ def settings_of(head: FewShotHead) -> dict[str, float]:
     return {name: value for name, value in head.parameters_by_name().items() if not name.endswith(("low", "high"))}
 
 
+@pytest.mark.slow
 def test_head_auto_takes_the_best_by_cross_validation_and_compares_in_pairs() -> None:
     shots = shots_of(clusters(4, 6, 16))
 
@@ -194,6 +195,7 @@ def test_head_auto_takes_the_best_by_cross_validation_and_compares_in_pairs() ->
     assert first["gain_interval_95"][0] > 0
 
 
+@pytest.mark.slow
 def test_head_auto_falls_back_to_zero_shot_where_nothing_is_better() -> None:
     photos = clusters(3, 4, 16)
     centres = torch.stack([photos.plain[photos.labels == index].mean(dim=0) for index in range(3)])

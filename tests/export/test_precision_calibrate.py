@@ -221,6 +221,7 @@ def test_pictures_that_show_nothing_are_refused_and_leave_nothing(
     assert below(config.output.parent) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_once")
 def test_another_preprocessing_is_measured_anew(make_config: MakeConfig, tmp_path: Path) -> None:
     cache = tmp_path / "features"

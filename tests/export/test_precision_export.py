@@ -23,9 +23,12 @@ from calipso_runtime import backends, devices
 from calipso_runtime.graph_file import MODEL_FILE, ORT_MODEL_FILE
 from calipso_runtime.manifest import read_manifest
 
-LOWER = [name for name in PRECISIONS if name != "fp32"]
+# The bundles of the others are made by the slow tests alone.
+QUICK = ("fp32", "fp16", "int8")
+EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PRECISIONS]
+LOWER = EVERY[1:]
 # Of fp32's bytes. The text weights and the keys of the head stay in fp32.
-MOST_BYTES = {"fp16": 0.65, "bf16": 0.65, "fp8": 0.5, "int8-fp16": 0.5}
+MOST_BYTES = {name: 0.65 if name in ("fp16", "bf16") else 0.5 for name in PRECISIONS}
 PRODUCT = "tower.visual.transformer.resblocks.1.mlp.c_fc/MatMul"
 WHY_NO_TENSORRT = backends.why_unavailable("ort-tensorrt")
 OneBundle = Callable[[str], Path]
@@ -50,7 +53,7 @@ def optimised(low_bundle: ExportLow, traces: Traces) -> ir.Model:
     ).portable
 
 
-@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_manifest_says_the_precision_and_the_graph_is_portable(of: OneBundle, name: str) -> None:
     path = of(name)
 
@@ -79,7 +82,7 @@ def test_eight_bit_products_are_counted_and_calibration_is_told_where_there_was_
         assert errors[methods["chosen"]] == min(errors.values())
 
 
-@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_file_verifies_again_through_the_runtime(of: OneBundle, tiny_vit: Path, shots: Path, name: str) -> None:
     parity = reverify(of(name), data=shots, checkpoint=None, model=str(tiny_vit), backend="ort", progress=silent)
 
@@ -88,13 +91,11 @@ def test_the_file_verifies_again_through_the_runtime(of: OneBundle, tiny_vit: Pa
     assert parity.document["pictures"]["count"] == 9
 
 
-@pytest.mark.parametrize(
-    ("name", "share"), [*MOST_BYTES.items(), ("int8", 0.5), ("int8-dynamic", 0.5), ("int8-weights", 0.5)]
-)
-def test_the_file_is_smaller_than_fp32s(of: OneBundle, name: str, share: float) -> None:
+@pytest.mark.parametrize("name", LOWER)
+def test_the_file_is_smaller_than_fp32s(of: OneBundle, name: str) -> None:
     low, plain = ((of(each) / MODEL_FILE).stat().st_size for each in (name, "fp32"))
 
-    assert low < share * plain
+    assert low < MOST_BYTES[name] * plain
 
 
 @pytest.mark.parametrize("name", LOWER)

@@ -160,6 +160,7 @@ def test_an_operator_without_bf16_at_this_opset_stays_and_says_since_when_it_has
     assert lowered(fp32, PRECISIONS["fp16"]).kept == {}
 
 
+@pytest.mark.slow
 def test_a_graph_that_would_be_mostly_fp32_is_refused(convolutions: ir.Model) -> None:
     older = convolutions.clone()
     older.opset_imports[""] = 18
@@ -170,6 +171,7 @@ def test_a_graph_that_would_be_mostly_fp32_is_refused(convolutions: ir.Model) ->
         lowered(older, PRECISIONS["bf16"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_with_an_opset_that_knows_the_type_a_convolutional_tower_is_of_it(convolutions: ir.Model, name: str) -> None:
     found = lowered(convolutions, PRECISIONS[name])

@@ -56,6 +56,7 @@ def tiny(make_config: MakeConfig, shots: Path, quick_trace: None) -> MakeConfig:
     return make
 
 
+@pytest.mark.slow
 def test_an_overflow_is_pinned_and_told(tiny: MakeConfig, checkpoint: Path) -> None:
     config = tiny(checkpoint=checkpoint)
 
@@ -88,6 +89,7 @@ def large_scores(vit: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> 
     return path
 
 
+@pytest.mark.slow
 def test_scores_beyond_fp16_are_pinned_with_the_softmax_that_reads_them(tiny: MakeConfig, large_scores: Path) -> None:
     manifest, parity = export(tiny(checkpoint=large_scores))
 
@@ -108,6 +110,7 @@ def test_without_time_for_repairs_the_export_fails_and_writes_nothing(tiny: Make
     assert below(config.output.parent) == set()
 
 
+@pytest.mark.slow
 def test_without_the_overflow_nothing_is_pinned(tiny: MakeConfig) -> None:
     manifest, parity = export(tiny())
 
@@ -115,6 +118,7 @@ def test_without_the_overflow_nothing_is_pinned(tiny: MakeConfig) -> None:
     assert "repair" not in parity.document
 
 
+@pytest.mark.slow
 def test_gates_that_no_repair_reaches_fail_and_name_the_worst_layers(tiny: MakeConfig) -> None:
     config = tiny(gates={"max_relative_logit_error": 1e-9}, repair_minutes=0.2)
 

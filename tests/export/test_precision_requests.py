@@ -147,6 +147,7 @@ def quick(quick_trace: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frontier, "_SECONDS", 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_auto_keeps_the_first_that_passes_and_reports_all_it_tried(make_config: MakeConfig, shots: Path) -> None:
     config = auto(make_config, shots, gates=BETWEEN)

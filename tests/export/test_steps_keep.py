@@ -83,6 +83,7 @@ def test_classes_that_were_swapped_behind_every_hash_fail_it(bundle: Path, tmp_p
     assert f"spoilt.calipso on {backend} does not answer like eager PyTorch" in result.stderr
 
 
+@pytest.mark.slow
 def test_another_bundles_answers_fail_it(bundle: Path, make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(random_init=1, outputs=("logits", "embedding", "probabilities"))
     export(config)

@@ -90,13 +90,14 @@ def code_points() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("clean", CLEANINGS)
-@pytest.mark.parametrize("length", [77, 16])
+@pytest.mark.parametrize("length", [77, pytest.param(16, marks=pytest.mark.slow)])
 def test_nasty_texts_have_open_clips_ids(tmp_path: Path, clean: str, length: int) -> None:
     theirs = open_clip.SimpleTokenizer(clean=clean, context_length=length)
 
     assert_equal(theirs, exported(theirs, tmp_path), list(NASTY))
 
 
+@pytest.mark.slow
 def test_every_code_point_of_the_basic_plane_has_open_clips_ids(clip: tuple[Any, Tokenizer]) -> None:
     assert_equal(*clip, ["".join(map(chr, range(first, first + 8))) for first in range(0, 0x10000, 8)])
 

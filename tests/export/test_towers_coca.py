@@ -57,6 +57,7 @@ def test_a_coca_tower_is_open_clips(tmp_path: Path, vision: dict[str, Any]) -> N
     assert_equal_up_to_rounding(model.tower.reference(model.visual, image)[0], wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vision", POOLERS.values(), ids=POOLERS)
 def test_the_graph_of_a_coca_tower_answers_like_open_clip_in_every_batch(
     tmp_path: Path, vision: dict[str, Any]
@@ -98,6 +99,7 @@ def test_without_a_pooler_cocas_patches_are_tokens(tmp_path: Path) -> None:
     assert model.tokens(images(model)).shape == (3, 16, 32)
 
 
+@pytest.mark.slow
 def test_calip_is_left_out_with_the_reason_where_it_is_not_defined(make_config: MakeConfig, tmp_path: Path) -> None:
     path = write_model(tmp_path / "tiny-coca.json", COCA)
 

@@ -97,6 +97,7 @@ def test_every_token_is_the_feature_of_a_picture_that_looks_like_it_everywhere(
     assert_equal_up_to_rounding(tokens, model.tokens(image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vision", ALL.values(), ids=ALL)
 def test_the_graph_of_a_timm_tower_answers_like_open_clip_in_every_batch(
     tmp_path: Path, vision: dict[str, Any]

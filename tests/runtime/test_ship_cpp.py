@@ -33,6 +33,10 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+# Nearly all of the time goes into the compiler.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def kit(checkable: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cpp")
