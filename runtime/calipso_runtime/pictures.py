@@ -95,6 +95,9 @@ def using(picture: Picture, function: "Callable[[Image.Image, str], Made]", *, n
         raise
     except (image_module.DecompressionBombError, image_module.DecompressionBombWarning) as error:
         raise _too_large(name, str(error)) from error
+    except image_module.UnidentifiedImageError as error:
+        message = f"{name} cannot be used as a picture: it is empty, or of no kind that Pillow knows"
+        raise ImageError(message) from error
     except _DECODER_ERRORS as error:
         # "[Errno 2] No such file or directory: 'cat.jpg'" would name the file a second time.
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__

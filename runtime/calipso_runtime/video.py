@@ -192,11 +192,16 @@ def _frames(source: str, wanted: Callable[[int, float], bool]) -> Iterator[Frame
             if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
                 message = f"{source} holds no video: expected a file with frames, not sound alone"
                 raise ImageError(message)
+            _check_size(stream.width, stream.height, source)
             # Decoding several frames at once gives each of them later: not for what is watched as it happens.
             stream.thread_type = "SLICE" if _is_live(source) else "AUTO"
+            if stream.codec_context.name == "mjpeg" and not _is_live(source):
+                # The rest of a truncated JPEG would be made up. Cameras' are often a little wrong, and whole.
+                stream.codec_context.options = {"err_detect": "explode"}
             length_s = _declared_s(stream, container.format.name)
             reading = _Reading(source, stream, length_s, av.FFmpegError)
             for frame, number, time_s in reading.frames(container.demux(stream)):
+                _check_size(frame.width, frame.height, f"frame {number} of {source}")
                 if wanted(number, time_s):
                     yield Frame(number=number, time_s=time_s, picture=_upright(frame))
         except (av.FFmpegError, OSError) as error:
@@ -235,7 +240,12 @@ class _Reading:
                 self._damaged += 1
                 continue
             for frame in decoded:
-                yield frame, self._number, self._time(frame)
+                time_s = self._time(frame)
+                if frame.is_corrupt:
+                    # What was missing is made up, of the frames before.
+                    self._damaged += 1
+                    continue
+                yield frame, self._number, time_s
                 self._number += 1
 
     def check_complete(self) -> None:
@@ -331,6 +341,19 @@ def _declared_s(stream: "VideoStream", container: str) -> float | None:
         hours, minutes, seconds = map(float, parts)
         return (hours * 60 + minutes) * 60 + seconds
     return None
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    """Raise ImageError where a picture of that size would be refused as well."""
+    from PIL import Image
+
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        message = (
+            f"{name} is too large to be decoded safely: it has {width} x {height} pixels, Pillow's limit is {limit}. "
+            "If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS before, or scale it down"
+        )
+        raise ImageError(message)
 
 
 def _upright(frame: "VideoFrame") -> "Image.Image":

@@ -4,14 +4,13 @@ import hashlib
 import json
 import os
 import shutil
-import struct
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from bad_inputs import header_of_png
 from PIL import Image, ImageCms
 
 from calipso_runtime import load
@@ -88,6 +87,7 @@ def refused_pictures(folder: Path) -> Mapping[Path, str]:
     transparent.putalpha(100)
     made = {
         "transparent.png": (transparent, "transparent"),
+        "transparent-grey.png": (transparent.convert("LA"), "transparent"),
         "palette.png": (scene().quantize(64), "palette"),
         "bits.png": (Image.fromarray((np.arange(4096).reshape(64, 64) * 15).astype(np.uint16)), "16 bits"),
         "black.png": (scene(mode="1"), "1 bits"),
@@ -115,16 +115,6 @@ def refused_pictures(folder: Path) -> Mapping[Path, str]:
         (folder / name).write_bytes(content)
         words[folder / name] = word
     return words
-
-
-def header_of_png(width: int, height: int) -> bytes:
-    """A PNG that says its size, and has no pixels."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def unusable_bundles(bundles: Path, folder: Path) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from bad_inputs import bad_pictures, no_models, two_channels
 from PIL import Image
 from runtime_samples import LABELS, tiny_manifest, write_model
 
@@ -46,16 +47,15 @@ def picture(seed: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures in folders, three of which cannot be read."""
+    """Pictures in folders, some of which cannot be read, and one of two channels."""
     folder = tmp_path_factory.mktemp("album")
     for number in range(COUNT):
         path = folder / f"{number % 7}" / f"{number:04}.jpg"
         path.parent.mkdir(exist_ok=True)
         picture(number).save(path)
-    (folder / "0" / "0007.jpg").write_bytes(b"")
-    (folder / "1" / "0001.jpg").write_text("no picture")
-    whole = (folder / "2" / "0002.jpg").read_bytes()
-    (folder / "2" / "0002.jpg").write_bytes(whole[: len(whole) // 3])
+    for name, (content, _) in BROKEN.items():
+        (folder / name).write_bytes(content)
+    (folder / "6" / "0006.jpg").write_bytes(two_channels())
     return folder
 
 
@@ -69,7 +69,8 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-BROKEN = {"0/0007.jpg", "1/0001.jpg", "2/0002.jpg"}
+# Files among the others, with what is said of them.
+BROKEN = {f"{number}/{number:04}.jpg": each for number, each in enumerate(bad_pictures().values())}
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def check(found: list[dict[str, Any]], expected: dict[str, Any], model: Path) ->
         for row in found:
             content = expected[row["image"]]
             if content is None:
-                assert row["error"]
+                assert BROKEN.get(row["image"], ("", "cannot be used as a picture"))[1] in row["error"]
                 assert row["label"] is None
                 continue
             answer = classifier.classify(content)
@@ -240,6 +241,21 @@ def test_answers_of_two_jobs_are_never_mixed(album: Path, tiny_bundle: Path, tmp
         assert told in err
 
 
+def test_what_is_no_calipso_file_is_told_before_ray_starts(album: Path, tmp_path: Path, start: Run) -> None:
+    models = no_models(tmp_path / "models")
+    for path in (tmp_path / "models" / "text.onnx", tmp_path / "models" / "json"):
+        for job in (
+            start("ray_batch.py", path, album, "-o", tmp_path / "answers"),
+            start("ray_serve.py", path, "--port", 0),
+        ):
+            out, err = job.communicate(timeout=120)
+
+            assert (job.returncode, out) == (1, "")
+            assert err.splitlines()[-1].startswith(f"error: {path}")
+            assert models[path] in err
+    assert not (tmp_path / "answers").exists()
+
+
 def test_a_shard_that_kills_its_workers_is_named_instead_of_tried_forever(
     album: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -287,7 +303,7 @@ def test_the_service_answers_like_the_runtime_under_load(
         for name, (status, answer) in zip(contents, answers, strict=True):
             if contents[name] is None:
                 assert status == 400
-                assert "cannot be used as a picture" in answer["error"]
+                assert BROKEN[name][1] in answer["error"]
                 continue
             expected = classifier.classify(contents[name])
             assert status == 200

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from bad_inputs import bad_pictures, no_models
 from click.testing import CliRunner, Result
 from PIL import Image
 from rich import progress
@@ -133,6 +134,31 @@ def test_an_unreadable_picture_is_told_and_the_rest_answered(run: Run, tiny: Pat
     assert told[0].startswith(f"error: {album / 'b.png'} cannot be used as a picture")
     assert told[1].startswith(f"error: {album / 'lost.jpg'} cannot be used as a picture")
     assert told[2] == "error: 2 of 4 pictures could not be read"
+
+
+def test_each_bad_picture_is_told_and_the_rest_answered(run: Run, tiny: Path, photo: Path, tmp_path: Path) -> None:
+    paths = {tmp_path / name: given for name, given in bad_pictures().items()}
+    for path, (content, _) in paths.items():
+        path.write_bytes(content)
+
+    result = run("classify", tiny, *paths, photo, "--json")
+
+    assert (result.exit_code, images(result)) == (1, [str(photo)])
+    *told, summary = result.stderr.splitlines()
+    for (path, (_, word)), line in zip(paths.items(), told, strict=True):
+        assert line.startswith(f"error: {path} ")
+        assert word in line
+    assert summary == f"error: {len(paths)} of {len(paths) + 1} pictures could not be read"
+
+
+def test_what_is_no_calipso_file_is_one_line_and_exit_code_1(run: Run, photo: Path, tmp_path: Path) -> None:
+    for path, said in no_models(tmp_path / "models").items():
+        result = run("classify", path, photo)
+
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith(f"error: {path}")
+        assert said in result.stderr
+        assert result.stderr.count("\n") == 1
 
 
 def test_no_pictures_is_bad_usage(run: Run, tiny: Path, tmp_path: Path) -> None:

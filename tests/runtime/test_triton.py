@@ -1,15 +1,10 @@
 """Triton repositories: held to Triton's own schema, and the Python form to the runtime's answers on a real server."""
 
+import contextlib
 import dataclasses
-import importlib.util
 import io
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bad_inputs import bad_pictures, no_models, two_channels
+from benchmarks.triton_server import Server, TritonUnavailable, running
 from click.testing import CliRunner, Result
 from runtime_samples import LABELS, SIZE, MakeBundle, picture, tiny_manifest
 from test_plans import CONTENT, HERE, record
@@ -182,107 +179,22 @@ def test_only_a_repository_of_ours_is_replaced(tiny: Path, tmp_path: Path) -> No
 
 
 # A real server: the binary of nvidia-pytriton, which has the Python back end and no other.
-def tritonserver() -> Path:
-    """The folder of the server, or a skip that says what is missing."""
-    given = os.environ.get("CALIPSO_TRITONSERVER")
-    found = importlib.util.find_spec("pytriton")
-    if given is None and found is None:
-        pytest.skip(
-            "no Triton server: set CALIPSO_TRITONSERVER to pytriton/tritonserver of an unpacked nvidia-pytriton"
-        )
-    folder = Path(given) if given else Path(str(found and found.origin)).parent / "tritonserver"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = folder / "python_backend_stubs" / version / "triton_python_backend_stub"
-    libraries = folder.parents[1] / "nvidia_pytriton.libs"
-    linked = subprocess.run(
-        ["ldd", stub],
-        env={**os.environ, "LD_LIBRARY_PATH": str(libraries)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if linked.returncode != 0 or "not found" in linked.stdout:
-        pytest.skip(f"Triton's Python back end does not start here: {stub} needs a shared libpython{version}")
-    return folder
-
-
 @pytest.fixture(scope="module")
-def backends(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Triton's Python back end, with what the runtime needs where its isolated Python looks: in its own folder."""
-    folder = tmp_path_factory.mktemp("backends")
-    server = tritonserver()
-    home = Path(shutil.copytree(server / "backends" / "python", folder / "python"))
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = home / "triton_python_backend_stub"
-    shutil.copyfile(server / "python_backend_stubs" / version / stub.name, stub)
-    stub.chmod(0o755)
-    others = os.environ.get("CALIPSO_TRITON_NUMPY")
-    if others is None and np.lib.NumpyVersion(np.__version__) >= "2.0.0":
-        pytest.skip(
-            "this Triton's Python back end needs numpy below 2: set CALIPSO_TRITON_NUMPY to a folder that has it"
-        )
-    for name in ("calipso_runtime", "numpy", "onnxruntime", "PIL"):
-        spec = importlib.util.find_spec(name)
-        assert spec is not None
-        package = Path(str(spec.origin)).parent
-        if name == "numpy" and others is not None:
-            package = Path(others, name)
-        (home / name).symlink_to(package)
-        for libraries in package.parent.glob(f"{'pillow' if name == 'PIL' else name}.libs"):
-            (home / libraries.name).symlink_to(libraries)
-    return folder
-
-
-def unused_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-@pytest.fixture(scope="module")
-def served(tiny: Path, backends: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int, Path]]:
-    """A running server of the tiny bundle, both forms: its ports, and what it says."""
-    server, work = tritonserver(), tmp_path_factory.mktemp("served")
+def served(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running server of the tiny bundle, both forms, and of a model whose bundle is none."""
+    work = tmp_path_factory.mktemp("served")
     write_repository(
         tiny, Serving(name="tiny", forms=("onnx", "python"), instances=2, threads=1, top=3), work / "repository"
     )
-    http, grpc = unused_ports(2)
-    told = work / "log"
-    command = [
-        *(
-            server / "bin" / "tritonserver",
-            f"--model-repository={work / 'repository'}",
-            f"--backend-directory={backends}",
-        ),
-        *("--http-address=127.0.0.1", f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}"),
-        *("--allow-metrics=false", "--exit-on-error=false", "--disable-auto-complete-config"),
-    ]
-    (server / "bin" / "tritonserver").chmod(0o755)
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(server.parents[1] / "nvidia_pytriton.libs")}
-    with told.open("w") as log:
-        process = subprocess.Popen(list(map(str, command)), env=environment, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 120
-        while not is_ready(http):
-            assert process.poll() is None, told.read_text()
-            assert time.monotonic() < deadline, told.read_text()
-            time.sleep(0.2)
-        yield http, grpc, told
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-def is_ready(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/models/tiny-python/ready", timeout=1) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
+    other = Path(shutil.copytree(work / "repository" / "tiny-python", work / "repository" / "other-python"))
+    (other / "config.pbtxt").write_text((other / "config.pbtxt").read_text().replace("tiny-python", "other-python"))
+    (other / "1" / "bundle" / "manifest.json").write_text('{"name": "other"}')
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(running(work / "repository", "tiny-python", work / "server"))
+        except TritonUnavailable as reason:
+            pytest.skip(str(reason))
+        yield server
 
 
 def encoded(seed: int) -> bytes:
@@ -300,11 +212,9 @@ def ask(client: Any, module: Any, pictures: list[bytes]) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_a_real_server_answers_like_the_runtime_under_load(
-    served: tuple[int, int, Path], tiny: Path, protocol: str
-) -> None:
+def test_a_real_server_answers_like_the_runtime_under_load(served: Server, tiny: Path, protocol: str) -> None:
     module = pytest.importorskip(f"tritonclient.{protocol}", reason="needs tritonclient[http,grpc]")
-    port = served[0] if protocol == "http" else served[1]
+    port = served.http if protocol == "http" else served.grpc
     requests = [[encoded(seed + place) for place in range(1 + seed % 3)] for seed in range(60)]
 
     def answer(pictures: list[bytes]) -> dict[str, Any]:
@@ -326,14 +236,14 @@ def test_a_real_server_answers_like_the_runtime_under_load(
 
 
 @pytest.mark.slow
-def test_a_picture_that_cannot_be_read_fails_its_own_request_alone(served: tuple[int, int, Path], tiny: Path) -> None:
+def test_a_picture_that_cannot_be_read_fails_its_own_request_alone(served: Server, tiny: Path) -> None:
     module = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
     utils = pytest.importorskip("tritonclient.utils")
     good = encoded(1)
     contents = [[good], [b""], [good, good[: len(good) // 2]], [good]] * 5
 
     def answer(pictures: list[bytes]) -> object:
-        with module.InferenceServerClient(f"127.0.0.1:{served[0]}") as client:
+        with module.InferenceServerClient(f"127.0.0.1:{served.http}") as client:
             try:
                 return ask(client, module, pictures)["label"][0, 0].decode()
             except utils.InferenceServerException as error:
@@ -352,10 +262,58 @@ def test_a_picture_that_cannot_be_read_fails_its_own_request_alone(served: tuple
 
 
 @pytest.mark.slow
+def test_each_bad_picture_is_told_by_a_real_server_and_the_next_is_answered(served: Server, tiny: Path) -> None:
+    module = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
+    utils = pytest.importorskip("tritonclient.utils")
+
+    with module.InferenceServerClient(f"127.0.0.1:{served.http}") as client, calipso_runtime.load(tiny) as classifier:
+        for name, (content, word) in bad_pictures().items():
+            with pytest.raises(utils.InferenceServerException) as caught:
+                ask(client, module, [content])
+
+            assert "picture 0: " in caught.value.message(), name
+            assert word in caught.value.message(), name
+            good = two_channels()
+            assert ask(client, module, [good])["label"][0, 0].decode() == classifier.classify(good).label
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 20, 20, 2), (1, 0, 20, 3), (0, 20, 20, 3)])
+def test_pixels_instead_of_a_file_are_refused_by_a_real_server(served: Server, shape: tuple[int, ...]) -> None:
+    module = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
+    utils = pytest.importorskip("tritonclient.utils")
+    tensor = module.InferInput("picture", list(shape), "UINT8")
+    tensor.set_data_from_numpy(np.zeros(shape, np.uint8))
+
+    with (
+        module.InferenceServerClient(f"127.0.0.1:{served.http}") as client,
+        pytest.raises(utils.InferenceServerException, match="picture"),
+    ):
+        client.infer("tiny-python", [tensor])
+
+
+@pytest.mark.slow
+def test_a_real_server_says_why_what_is_no_bundle_is_not_served(served: Server) -> None:
+    told = served.log.read_text()
+
+    assert "failed to load 'other-python'" in told
+    assert "manifest.json is not a Calipso manifest: it has no schema_version" in told
+
+
+def test_no_repository_is_written_of_what_is_no_calipso_file(tmp_path: Path) -> None:
+    for path, said in no_models(tmp_path / "models").items():
+        result = run(path, "-o", tmp_path / "out")
+
+        assert (result.exit_code, (tmp_path / "out").exists()) == (1, False)
+        assert result.stderr.startswith(f"error: {path}")
+        assert said in result.stderr
+
+
+@pytest.mark.slow
 def test_a_real_server_takes_the_graphs_configuration_and_misses_its_back_end_alone(
-    served: tuple[int, int, Path],
+    served: Server,
 ) -> None:
-    told = served[2].read_text()
+    told = served.log.read_text()
 
     reason = "unable to find backend library for backend 'onnxruntime'"
     assert f"failed to load 'tiny-onnx' version 1: Invalid argument: {reason}" in told
@@ -363,8 +321,8 @@ def test_a_real_server_takes_the_graphs_configuration_and_misses_its_back_end_al
 
 
 @pytest.mark.slow
-def test_requests_that_come_together_are_computed_together(served: tuple[int, int, Path]) -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{served[0]}/v2/models/tiny-python/stats", timeout=10) as reply:
+def test_requests_that_come_together_are_computed_together(served: Server) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{served.http}/v2/models/tiny-python/stats", timeout=10) as reply:
         told = json.load(reply)["model_stats"][0]
 
     assert 0 < told["execution_count"] < told["inference_count"]

@@ -1,6 +1,7 @@
 """Videos: every frame gets the answer that its picture gets, when it comes, and what is missing is told."""
 
 import http.server
+import io
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from bad_inputs import no_models
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
@@ -288,6 +290,105 @@ def test_what_is_no_video_is_told(tmp_path: Path, tiny: Path, write: Callable[[P
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith(f"error: {tmp_path / name} {told}")
     assert result.stderr.count("\n") == 1
+
+
+def write_y4m(path: Path, header: str, *frames: bytes) -> Path:
+    content = b"".join(b"FRAME\n" + frame for frame in frames)
+    path.write_bytes(f"YUV4MPEG2 {header} F25:1 Ip\n".encode() + content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("W60000 H2000 C420jpeg", "is too large to be decoded safely: it has 60000 x 2000 pixels, Pillow's limit is"),
+        ("W60000 H60000 C420jpeg", "cannot be used as a video"),
+        ("W0 H16 C420jpeg", "cannot be used as a video"),
+        ("W16 H16 C999", "cannot be used as a video"),
+    ],
+)
+def test_a_size_or_a_kind_of_pixel_that_cannot_be_is_told(tmp_path: Path, tiny: Path, header: str, told: str) -> None:
+    path = write_y4m(tmp_path / "film.y4m", header, bytes(1000))
+
+    result = classify(tiny, path)
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"error: {path} {told}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_film_of_sixty_thousand_pixels_width_and_few_lines_is_answered(
+    tmp_path: Path, classifier: calipso_runtime.Classifier
+) -> None:
+    plane = np.random.default_rng(0).integers(0, 256, (2, 60_000), np.uint8)
+    path = write_y4m(tmp_path / "film.y4m", "W60000 H2 Cmono", plane.tobytes())
+
+    ((frame, answer),) = classify_video(classifier, str(path))
+
+    np.testing.assert_array_equal(np.asarray(frame.picture), np.stack([plane] * 3, -1))
+    assert answer.label == classifier.classify(Image.fromarray(plane)).label
+
+
+def test_frames_of_one_or_four_channels_are_answered_as_their_rgb(tmp_path: Path) -> None:
+    grey = np.asarray(drawn(1)[0].convert("L"))
+    opaque = drawn(1)[0].convert("RGBA")
+    opaque.putalpha(77)
+    one = write_y4m(tmp_path / "grey.y4m", f"W{WIDTH} H{HEIGHT} Cmono", grey.tobytes())
+    four = write_film(tmp_path / "alpha.avi", [opaque], "png", "rgba")
+
+    (of_one,), (of_four,) = list(frames(str(one))), list(frames(str(four)))
+
+    np.testing.assert_array_equal(np.asarray(of_one.picture), np.stack([grey] * 3, -1))
+    np.testing.assert_array_equal(np.asarray(of_four.picture), np.asarray(opaque.convert("RGB")))
+
+
+def test_a_frame_that_is_a_truncated_jpeg_is_told_and_not_answered(tmp_path: Path, tiny: Path) -> None:
+    stream = io.BytesIO()
+    Image.effect_noise((WIDTH, HEIGHT), 60).convert("RGB").save(stream, "JPEG")
+    whole = stream.getvalue()
+    path = tmp_path / "film.mjpeg"
+    path.write_bytes(whole + whole[: len(whole) // 2] + b"\xff\xd9" + whole)
+
+    result = classify(tiny, path)
+
+    assert result.exit_code == 1
+    assert [line["frame"] for line in lines(result)] == [0, 1]
+    assert result.stderr.startswith(f"error: {path} is damaged: 1 of its packets could not be decoded")
+
+
+@pytest.mark.parametrize(("codec", "pix_fmt"), [("libx264", "yuv420p"), ("mpeg4", "yuv420p"), ("mjpeg", "yuvj420p")])
+def test_a_frame_of_which_half_is_made_up_is_told_and_not_answered(
+    tmp_path: Path, tiny: Path, codec: str, pix_fmt: str
+) -> None:
+    path = tmp_path / "film.mkv"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(codec, rate=RATE)
+        # Every frame for itself, as they are encoded.
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size, stream.max_b_frames = WIDTH, HEIGHT, pix_fmt, 1, 0
+        pictures = [Image.effect_noise((WIDTH, HEIGHT), 60 + k).convert("RGB") for k in range(10)]
+        frames = [av.VideoFrame.from_image(picture).reformat(format=pix_fmt) for picture in pictures]
+        packets = [packet for frame in [*frames, None] for packet in stream.encode(frame)]
+        for place, packet in enumerate(packets):
+            content = bytes(packet)
+            half = av.Packet(content[: len(content) // 2])
+            half.stream, half.pts, half.dts = stream, packet.pts, packet.dts
+            half.time_base, half.is_keyframe = packet.time_base, packet.is_keyframe
+            output.mux(half if place == 4 else packet)
+
+    result = classify(tiny, path)
+
+    assert result.exit_code == 1
+    assert [line["time_s"] for line in lines(result)] == [0.0, 0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9]
+    assert result.stderr == f"error: {path} is damaged: 1 of its packets could not be decoded. 9 frames were answered\n"
+
+
+def test_what_is_no_calipso_file_is_told_before_the_film_is_opened(tmp_path: Path, film: Path) -> None:
+    for path, said in no_models(tmp_path / "models").items():
+        result = classify(path, film)
+
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith(f"error: {path}")
+        assert said in result.stderr
 
 
 def test_a_film_without_a_frame_is_told(tmp_path: Path, tiny: Path) -> None:
