@@ -1,4 +1,4 @@
-"""The table of hosts, from results/hosts.json: every number is derived from raw samples."""
+"""The tables of hosts, from results/hosts.json and throughput.json: every number is derived from raw samples."""
 
 import json
 import statistics
@@ -11,24 +11,43 @@ from calipso_bench.markdown import table
 # Every host is asked in turns with it.
 REFERENCE = "Python"
 _COLUMNS = ("host", "top-1 as eager PyTorch", "worst logit error", "median ms", "time of Python's")
+_THROUGHPUT = ("host", "at once", *_COLUMNS[1:3], "pictures a second", "of one process's", "start and end, s")
 
 
 def hosts_table() -> str:
     """What each host answers, and how long it takes."""
-    document = json.loads((RESULTS / "hosts.json").read_text(encoding="utf-8"))
-    rows = document["rows"]
+    rows = _rows("hosts.json")
     measured = [row for row in rows if "reason" not in row]
-    reasons = "".join(f"- {row['host']}: not measured, {row['reason']}.\n" for row in rows if "reason" in row)
     # One run may have measured all of them, or one each.
-    machines = {f"{row['environment']['cpu']}, {row['environment']['cores']} cores" for row in measured}
     photographs = sorted({row["photographs"] for row in measured})
     rounds = sorted({len(row["samples_ms"]) for row in measured})
     return (
-        f"{table(_COLUMNS, [_cells(row) for row in rows])}\n{reasons}"
-        f"The shipped model, {_listed(photographs)} photographs; one thread of {' and '.join(sorted(machines))}. Times "
+        f"{table(_COLUMNS, [_cells(row) for row in rows])}\n{_reasons(rows)}"
+        f"The shipped model, {_listed(photographs)} photographs; one thread of {_machines(measured)}. Times "
         "are from a file to its\nlogits, every tenth photograph, in turns with Python; the ratio is the median of "
         f"{_listed(rounds)} rounds' ratios of medians,\nwith the lowest and the highest.\n"
     )
+
+
+def throughput_table() -> str:
+    """How many pictures a second workers and clients get answered."""
+    rows = _rows("throughput.json")
+    measured = [row for row in rows if "reason" not in row]
+    pictures, rounds = sorted({row["pictures"] for row in measured}), sorted({len(row["seconds"]) for row in measured})
+    photographs = sorted({row["photographs"] for row in measured})
+    alone = statistics.median(row["pictures"] / seconds for row in measured for seconds in row["process_seconds"])
+    process = ("Python", "1 process", "", "", f"{alone:.0f}", "1", "-")
+    return (
+        f"{table(_THROUGHPUT, [process, *(_throughput_cells(row) for row in rows)], words=2)}\n{_reasons(rows)}"
+        f"The same model and one thread for each worker and server, on {_machines(measured)}, which clients and Ray's\n"
+        f"own processes share. {_listed(pictures)} pictures a round ({_listed(photographs)} photographs, repeated), in "
+        f"turns with one Python process;\nthe median of {_listed(rounds)} rounds, with the lowest and the highest.\n"
+    )
+
+
+def gains(row: Mapping[str, Any]) -> list[float]:
+    """Of each round: the host's pictures a second over one process's, without its start and end."""
+    return [process / own for own, process in zip(row["seconds"], row["process_seconds"], strict=True)]
 
 
 def ratios(row: Mapping[str, Any]) -> list[float]:
@@ -40,8 +59,7 @@ def ratios(row: Mapping[str, Any]) -> list[float]:
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     if "reason" in row:
         return (row["host"], *["-"] * (len(_COLUMNS) - 1))
-    found = ratios(row)
-    spread = f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+    spread = _spread(ratios(row))
     return (
         row["host"],
         f"{row['agreement']:.2%}",
@@ -49,6 +67,40 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{statistics.median(sample for samples in row['samples_ms'] for sample in samples):.1f}",
         "1" if row["host"] == REFERENCE else spread,
     )
+
+
+def _throughput_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    if "reason" in row:
+        return (row["host"], *["-"] * (len(_THROUGHPUT) - 1))
+    return (
+        row["host"],
+        row["at_once"],
+        f"{row['agreement']:.2%}",
+        f"{row['relative_logit_error']:.1e}",
+        f"{row['pictures'] / statistics.median(row['seconds']):.0f}",
+        _spread(gains(row)),
+        f"{statistics.median(row['apart_s']):.1f}" if any(row["apart_s"]) else "-",
+    )
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    document = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = document["rows"]
+    return rows
+
+
+def _reasons(rows: list[dict[str, Any]]) -> str:
+    return "".join(f"- {row['host']}: not measured, {row['reason']}.\n" for row in rows if "reason" in row)
+
+
+def _machines(measured: list[dict[str, Any]]) -> str:
+    return " and ".join(
+        sorted({f"{row['environment']['cpu']}, {row['environment']['cores']} cores" for row in measured})
+    )
+
+
+def _spread(found: list[float]) -> str:
+    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
 def _listed(values: list[int]) -> str:

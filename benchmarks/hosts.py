@@ -1,64 +1,44 @@
 """What each host answers, and how long it takes: one bundle of raw pixels, the same photographs, eager PyTorch beside.
 
-    python -m benchmarks.hosts PHOTOS [--hosts C++,browser] [--screenshot]
+    python -m benchmarks.hosts PHOTOS [--hosts "C++,browser"] [--screenshot]
 
 Every host gets the files, and one thread. Python is asked in turns with each, so that a row can be measured by itself;
-the rows of other hosts are kept. A host is a function in `HOSTS`: of a bundle, it gives what answers files.
+the rows of other hosts are kept. A host is a function in `HOSTS`: of a bundle, it gives what answers files. Ray and
+Triton's client have to be installed beside what exports: where they are not, the row says so.
 """
 
 import argparse
-import importlib
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
 from benchmarks import RESULTS, ROOT
-from benchmarks.chromium import Chromium, find_chromium
+from benchmarks.host_programs import Host, HostUnavailable, Logits, asked, browser, cpp, python, served, unseen
+from benchmarks.host_servers import one_by_one, ray_serve, triton
 from benchmarks.host_tables import REFERENCE
 from calipso_bench.contenders.eager_module import of_rebuilt
 from calipso_bench.environment import commit, environment
 from calipso_export import ExportConfig, export
 from calipso_export.progress import silent
 from calipso_export.rebuild import rebuild
-from calipso_runtime import load
 from calipso_runtime.manifest import read_manifest
 
 MODEL = ROOT / "models" / "shapes-vit" / "shapes-vit"
-WEB = ROOT / "examples" / "web"
+FILE = RESULTS / "hosts.json"
+WHAT = "one bundle of raw pixels on every host, against eager PyTorch and in turns with Python"
 ROUNDS = 5
 # Every tenth photograph is timed, all are compared.
 TIMED = 10
 SHOWN = ("red mushroom", "blue striped star", "yellow key")
-_PATIENCE_S = 900.0
-
-Logits = npt.NDArray[np.float32]
-
-
-class Answers(NamedTuple):
-    """What a host says of files: logits float32 [N,K], labels in order, and the time from file to answer of each."""
-
-    logits: Logits
-    milliseconds: list[float]
-
-
-Ask = Callable[[Sequence[Path]], Answers]
-
-
-class HostUnavailable(Exception):  # noqa: N818 - not an error: the cell stays empty
-    """Why this host cannot be measured here."""
 
 
 def main() -> int:
@@ -76,24 +56,29 @@ def main() -> int:
         bundle = exported(Path(name))
         eager = eager_logits(bundle, photos)
         for host in wanted:
-            keep(measured(host, bundle, photos, eager))
+            keep_row(FILE, WHAT, measured(host, bundle, photos, eager))
         if arguments.screenshot:
             screenshot(bundle, Path(name))
     return 0
 
 
-def keep(row: dict[str, Any]) -> None:
-    """Put a row into the results, in the place of an earlier one of its host."""
-    path = RESULTS / "hosts.json"
+def keep_row(path: Path, what: str, row: dict[str, Any], keys: Sequence[str] = ("host",)) -> None:
+    """Put a row into results, in the place of the one that has the same keys.
+
+    A host that cannot be measured here leaves what was measured of it elsewhere, and else why it is empty.
+    """
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-    found = {each["host"]: each for each in (*rows, row)}
-    document = {
-        "schema_version": 1,
-        "what": "one bundle of raw pixels on every host, against eager PyTorch and in turns with Python",
-        "rows": list(found.values()),
-    }
+    told = ", ".join(row[key] for key in keys)
+    if "reason" in row:
+        print(f"{told}: not measured, {row['reason']}", flush=True)
+        if any(each["host"] == row["host"] and "reason" not in each for each in rows):
+            return
+    else:
+        rows = [each for each in rows if each["host"] != row["host"] or "reason" not in each]
+    found = {tuple(each[key] for key in keys): each for each in (*rows, row)}
+    document = {"schema_version": 1, "what": what, "rows": list(found.values())}
     path.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
-    print(f"{row['host']}: wrote {path.name}", flush=True)
+    print(f"{told}: wrote {path.name}", flush=True)
 
 
 def exported(folder: Path) -> Path:
@@ -138,118 +123,24 @@ def measured(host: str, bundle: Path, photos: Sequence[Path], eager: Logits) -> 
             rounds = [(ask(timed).milliseconds, ask_python(timed).milliseconds) for _ in range(ROUNDS)]
     except HostUnavailable as reason:
         return {"host": host, "reason": str(reason)}
-    errors = np.abs(logits - eager).max(axis=1) / np.abs(eager).max(axis=1)
     return {
         "host": host,
         "commit": commit(),
         "environment": environment(),
         "photographs": len(photos),
-        "agreement": float((logits.argmax(axis=1) == eager.argmax(axis=1)).mean()),
-        "relative_logit_error": float(errors.max()),
+        **differences(logits, eager),
         "samples_ms": [[round(sample, 3) for sample in own] for own, _ in rounds],
         "python_ms": [[round(sample, 3) for sample in reference] for _, reference in rounds],
     }
 
 
-@contextmanager
-def python(bundle: Path) -> Iterator[Ask]:
-    """The runtime, on ONNX Runtime."""
-    with load(bundle, backend="ort", threads=1, keep_optimised=False) as classifier:
-
-        def ask(files: Sequence[Path]) -> Answers:
-            logits, milliseconds = [], []
-            for path in files:
-                start = time.perf_counter()
-                logits.append(classifier.logits(str(path)))
-                milliseconds.append(1e3 * (time.perf_counter() - start))
-            return Answers(np.stack(logits), milliseconds)
-
-        yield ask
-
-
-@contextmanager
-def cpp(bundle: Path) -> Iterator[Ask]:
-    """examples/cpp, built here."""
-    cmake = shutil.which("cmake")
-    if cmake is None:
-        message = "there is no CMake"
-        raise HostUnavailable(message)
-    with tempfile.TemporaryDirectory() as name:
-        for command in (["-S", str(ROOT / "examples/cpp"), "-B", name], ["--build", name]):
-            done = subprocess.run([cmake, *command], capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                message = (
-                    "it was not built: no headers of ONNX Runtime (ONNXRUNTIME_ROOT), or another library is missing"
-                )
-                raise HostUnavailable(message)
-        labels = read_manifest(bundle / "manifest.json").labels
-        program = [f"{name}/calipso-pixels", "--threads", "1", "--times", "--top", str(len(labels)), str(bundle)]
-
-        def ask(files: Sequence[Path]) -> Answers:
-            # The first picture is asked twice: what a process does but once is not counted.
-            command = [*program, *map(str, (files[0], *files))]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise RuntimeError(done.stderr)
-            return answers_of([json.loads(line) for line in done.stdout.splitlines()[1:]], labels)
-
-        yield ask
-
-
-@contextmanager
-def served(bundle: Path) -> Iterator[Chromium]:
-    """examples/web in a headless Chromium, with one thread, loaded."""
-    program = find_chromium()
-    if program is None or not (WEB / "node_modules/onnxruntime-web").is_dir():
-        message = f"there is no {'Chromium' if program is None else 'node_modules in examples/web'}"
-        raise HostUnavailable(message)
-    sys.path.insert(0, str(WEB))
-    server = importlib.import_module("serve").server(bundle, port=0, isolated=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with tempfile.TemporaryDirectory() as name, Chromium(program, Path(name), "--hide-scrollbars") as page:
-            page.open(f"http://localhost:{server.server_port}/?engine=wasm&threads=1")
-            yield page
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-@contextmanager
-def browser(bundle: Path) -> Iterator[Ask]:
-    """The page, whose input is given the files."""
-    labels = read_manifest(bundle / "manifest.json").labels
-    with served(bundle) as page:
-
-        def ask(files: Sequence[Path]) -> Answers:
-            return answers_of(asked(page, files), labels)
-
-        yield ask
-
-
-def asked(page: Chromium, files: Sequence[Path]) -> list[dict[str, Any]]:
-    """What the page says of files.
-
-    Raises:
-        TimeoutError: it does not answer.
-    """
-    count: int = page.evaluate("import('./page.js').then(page => page.answers.length)")
-    page.choose("#files", files)
-    ends = time.monotonic() + _PATIENCE_S
-    while page.evaluate("import('./page.js').then(page => page.answers.length)") < count + len(files):
-        if time.monotonic() > ends:
-            message = f"the page does not answer {len(files)} files in {_PATIENCE_S:.0f} s"
-            raise TimeoutError(message)
-        time.sleep(0.1)
-    found: list[dict[str, Any]] = page.evaluate(f"import('./page.js').then(page => page.answers.slice({count}))")
-    return found
-
-
-def answers_of(lines: Sequence[dict[str, Any]], labels: Sequence[str]) -> Answers:
-    """JSON lines with all classes and times, as arrays."""
-    by_label = [{score["label"]: score["logit"] for score in line["predictions"]} for line in lines]
-    logits = np.array([[logits[label] for label in labels] for logits in by_label], np.float32)
-    return Answers(logits, [line["times"]["decode_ms"] + line["times"]["run_ms"] for line in lines])
+def differences(logits: Logits, eager: Logits) -> dict[str, float]:
+    """How often the best class is eager PyTorch's, and the worst error relative to a picture's largest logit."""
+    errors = np.abs(logits - eager).max(axis=1) / np.abs(eager).max(axis=1)
+    return {
+        "agreement": float((logits.argmax(axis=1) == eager.argmax(axis=1)).mean()),
+        "relative_logit_error": float(errors.max()),
+    }
 
 
 def screenshot(bundle: Path, folder: Path) -> None:
@@ -267,10 +158,16 @@ def screenshot(bundle: Path, folder: Path) -> None:
         image.convert("RGB").quantize(96).save(ROOT / "docs" / "web.png", optimize=True)
 
 
-HOSTS: dict[str, Callable[[Path], AbstractContextManager[Ask]]] = {
+_OTHER_BACK_ENDS = "as the server that was at hand, nvidia-pytriton's, has the Python back end alone"
+HOSTS: dict[str, Host] = {
     REFERENCE: python,
     "C++": cpp,
     "browser": browser,
+    "browser (WebGPU)": unseen("as there was no GPU; onnxruntime-web takes graphs of one size alone on it"),
+    "Triton (Python)": one_by_one(triton),
+    "Triton (ONNX Runtime)": unseen(_OTHER_BACK_ENDS),
+    "Triton (TensorRT)": unseen(_OTHER_BACK_ENDS),
+    "Ray Serve": one_by_one(ray_serve),
 }
 
 

@@ -185,6 +185,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "speed": speed_tables.speed_table,
     "speed-summary": speed_tables.speed_summary,
     "teach": teach_tables.teach_table,
+    "throughput": host_tables.throughput_table,
 }
 
 

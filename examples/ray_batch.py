@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -73,9 +74,10 @@ def main() -> int:
         shards = _shards(arguments.input, arguments.shard, arguments.column)
         _claim(arguments.output, _job(arguments, shards))
         started = time.perf_counter()
-        _work(shards, arguments, console)
+        working = _work(shards, arguments, console)
         _sweep(arguments.output)
-        summary = {"seconds": round(time.perf_counter() - started, 3), **_summary(arguments.output, shards)}
+        seconds = {"seconds": round(time.perf_counter() - started, 3), "working_seconds": round(working, 3)}
+        summary = {**seconds, **_summary(arguments.output, shards)}
     except CalipsoError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -212,8 +214,9 @@ class Worker:
             options["bundle"], backend=options["backend"], threads=options["threads"]
         )
 
-    def __call__(self, shard: Shard) -> dict[str, int]:
-        """Answer a shard; says how many pictures, and how many of them could not be read."""
+    def __call__(self, shard: Shard) -> dict[str, float]:
+        """Answer a shard; says how many pictures, how many of them could not be read, and how long it took."""
+        started = time.perf_counter()
         target, bad, pictures = self._output / shard["name"], 0, 0
         # Workers that died left theirs.
         if len(list(self._output.glob(f".{shard['name']}.*.partial"))) >= _TRIES:
@@ -230,7 +233,7 @@ class Worker:
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
-        return {"pictures": pictures, "bad": bad}
+        return {"pictures": pictures, "bad": bad, "seconds": time.perf_counter() - started}
 
     def _answers(self, shard: Shard) -> Iterator[list[dict[str, Any]]]:
         for names, items in self._batches(shard):
@@ -272,12 +275,12 @@ def _row(name: str, answer: calipso_runtime.Prediction | ImageError) -> dict[str
     }
 
 
-def _work(shards: Sequence[Shard], arguments: argparse.Namespace, console: Console) -> None:
-    """Have the pool answer what is not answered yet."""
+def _work(shards: Sequence[Shard], arguments: argparse.Namespace, console: Console) -> float:
+    """Have the pool answer what is not answered yet; gives the seconds from the first shard on."""
     left = [shard for shard in shards if not (arguments.output / shard["name"]).is_file()]
     total, done = sum(shard["pictures"] for shard in shards), sum(shard["pictures"] for shard in left)
     if not left:
-        return
+        return 0.0
     ray.init(address=arguments.address, include_dashboard=False, log_to_driver=False, configure_logging=False)
     cpus = int(ray.cluster_resources().get("CPU", 1))
     workers = min(arguments.workers or max(1, cpus // arguments.threads), len(left))
@@ -299,11 +302,15 @@ def _work(shards: Sequence[Shard], arguments: argparse.Namespace, console: Conso
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(f"{workers} workers", total=total, completed=total - done)
-        bad = 0
+        bad, begun, ended = 0, math.inf, 0.0
         for row in answered.iter_rows():
+            # Machines' clocks differ: a shard was begun when it comes, less the time that it took.
+            ended = time.perf_counter()
+            begun = min(begun, ended - row["seconds"])
             bad += row["bad"]
             progress.update(bar, advance=row["pictures"], description=f"{workers} workers, {bad} unreadable")
     ray.shutdown()
+    return ended - begun
 
 
 def _summary(output: Path, shards: Sequence[Shard]) -> dict[str, int]:
