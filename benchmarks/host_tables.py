@@ -12,6 +12,8 @@ from calipso_bench.markdown import table
 REFERENCE = "Python"
 _COLUMNS = ("host", "top-1 as eager PyTorch", "worst logit error", "median ms", "time of Python's")
 _THROUGHPUT = ("host", "at once", *_COLUMNS[1:3], "pictures a second", "of one process's", "start and end, s")
+# Of all cores, below which a machine is taken to be at our disposal.
+_QUIET_PERCENT = 10
 
 
 def hosts_table() -> str:
@@ -25,7 +27,7 @@ def hosts_table() -> str:
         f"{table(_COLUMNS, [_cells(row) for row in rows])}\n{_reasons(rows)}"
         f"The shipped model, {_listed(photographs)} photographs; one thread of {_machines(measured)}. Times "
         "are from a file to its\nlogits, every tenth photograph, in turns with Python; the ratio is the median of "
-        f"{_listed(rounds)} rounds' ratios of medians,\nwith the lowest and the highest.\n"
+        f"{_listed(rounds)} rounds' ratios of medians,\nwith the lowest and the highest.{_busy(measured)}\n"
     )
 
 
@@ -41,7 +43,8 @@ def throughput_table() -> str:
         f"{table(_THROUGHPUT, [process, *(_throughput_cells(row) for row in rows)], words=2)}\n{_reasons(rows)}"
         f"The same model and one thread for each worker and server, on {_machines(measured)}, which clients and Ray's\n"
         f"own processes share. {_listed(pictures)} pictures a round ({_listed(photographs)} photographs, repeated), in "
-        f"turns with one Python process;\nthe median of {_listed(rounds)} rounds, with the lowest and the highest.\n"
+        f"turns with one Python process;\nthe median of {_listed(rounds)} rounds, with the lowest and the highest."
+        f"{_busy(measured)}\n"
     )
 
 
@@ -97,6 +100,12 @@ def _machines(measured: list[dict[str, Any]]) -> str:
     return " and ".join(
         sorted({f"{row['environment']['cpu']}, {row['environment']['cores']} cores" for row in measured})
     )
+
+
+def _busy(measured: list[dict[str, Any]]) -> str:
+    """Whether something else ran beside."""
+    most = max(row.get("busy_percent", 0.0) for row in measured)
+    return "" if most < _QUIET_PERCENT else f" Other work kept up to {most:.0f}% of the machine busy."
 
 
 def _spread(found: list[float]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
@@ -38,6 +39,8 @@ WHAT = "one bundle of raw pixels on every host, against eager PyTorch and in tur
 ROUNDS = 5
 # Every tenth photograph is timed, all are compared.
 TIMED = 10
+# How long to look at what else the machine does.
+LOOK_S = 2.0
 SHOWN = ("red mushroom", "blue striped star", "yellow key")
 
 
@@ -52,14 +55,20 @@ def main() -> int:
     wanted = arguments.hosts.split(",")
     if not photos or not set(wanted) <= set(HOSTS):
         parser.error(f"{arguments.photos} has {len(photos)} photographs; hosts are {', '.join(HOSTS)}")
+    where = whereabouts()
     with tempfile.TemporaryDirectory() as name:
         bundle = exported(Path(name))
         eager = eager_logits(bundle, photos)
         for host in wanted:
-            keep_row(FILE, WHAT, measured(host, bundle, photos, eager))
+            keep_row(FILE, WHAT, measured(host, bundle, photos, eager, where))
         if arguments.screenshot:
             screenshot(bundle, Path(name))
     return 0
+
+
+def whereabouts() -> dict[str, Any]:
+    """What measures, and on what; asked before results are written, which change the checkout."""
+    return {"commit": commit(), "environment": environment()}
 
 
 def keep_row(path: Path, what: str, row: dict[str, Any], keys: Sequence[str] = ("host",)) -> None:
@@ -112,9 +121,9 @@ def eager_logits(bundle: Path, photos: Sequence[Path]) -> Logits:
     return np.stack(answers)
 
 
-def measured(host: str, bundle: Path, photos: Sequence[Path], eager: Logits) -> dict[str, Any]:
+def measured(host: str, bundle: Path, photos: Sequence[Path], eager: Logits, where: dict[str, Any]) -> dict[str, Any]:
     """A host's row: its agreement with eager PyTorch, and its times in turns with Python's; or why there are none."""
-    timed = photos[::TIMED]
+    timed, busy_percent = photos[::TIMED], psutil.cpu_percent(interval=LOOK_S)
     try:
         with HOSTS[host](bundle) as ask, python(bundle) as ask_python:
             logits = ask(photos).logits
@@ -125,8 +134,8 @@ def measured(host: str, bundle: Path, photos: Sequence[Path], eager: Logits) -> 
         return {"host": host, "reason": str(reason)}
     return {
         "host": host,
-        "commit": commit(),
-        "environment": environment(),
+        **where,
+        "busy_percent": busy_percent,
         "photographs": len(photos),
         **differences(logits, eager),
         "samples_ms": [[round(sample, 3) for sample in own] for own, _ in rounds],

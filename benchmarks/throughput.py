@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import psutil
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.host_programs import HostUnavailable, Logits
 from benchmarks.host_servers import Connect, Server, check_ray, in_order, labels_of, ray_serve, triton
-from benchmarks.hosts import differences, eager_logits, exported, keep_row
-from calipso_bench.environment import commit, environment
+from benchmarks.hosts import LOOK_S, differences, eager_logits, exported, keep_row, whereabouts
 from calipso_runtime import Prediction, load
 from calipso_runtime.errors import ImageError
 
@@ -33,8 +33,8 @@ FILE = RESULTS / "throughput.json"
 WHAT = "one bundle of raw pixels, many pictures at once, in turns with one Python process"
 ROUNDS = 5
 # Each photograph is answered so often in a round, so that work takes longer than to begin it.
-REPEATS = 4
-BATCH, SHARD = 32, 100
+REPEATS = 2
+BATCH, SHARD = 32, 50
 
 
 class Batch(NamedTuple):
@@ -58,18 +58,22 @@ def main() -> int:
     photos, wanted = sorted(arguments.photos.rglob("*.jpg")), arguments.hosts.split(",")
     if not photos or not set(wanted) <= set(HOSTS):
         parser.error(f"{arguments.photos} has {len(photos)} photographs; hosts are {', '.join(HOSTS)}")
+    where = whereabouts()
     with tempfile.TemporaryDirectory() as name:
         bundle = exported(Path(name))
         eager = eager_logits(bundle, photos)
         for host in wanted:
-            for row in measured(host, bundle, photos, eager):
+            for row in measured(host, bundle, photos, eager, where):
                 keep_row(FILE, WHAT, row, ("host", "at_once"))
     return 0
 
 
-def measured(host: str, bundle: Path, photos: Sequence[Path], eager: Logits) -> Iterator[dict[str, Any]]:
+def measured(
+    host: str, bundle: Path, photos: Sequence[Path], eager: Logits, where: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
     """A row for each number of workers or clients; or one that says why there is none."""
     run_host, unit, numbers = HOSTS[host]
+    busy_percent = psutil.cpu_percent(interval=LOOK_S)
     files = [*photos] * REPEATS
     expected = np.concatenate([eager] * (REPEATS * ROUNDS))
     try:
@@ -83,8 +87,8 @@ def measured(host: str, bundle: Path, photos: Sequence[Path], eager: Logits) -> 
                 yield {
                     "host": host,
                     "at_once": f"{number} {unit}{'s' if number > 1 else ''}",
-                    "commit": commit(),
-                    "environment": environment(),
+                    **where,
+                    "busy_percent": busy_percent,
                     "photographs": len(photos),
                     "pictures": len(files),
                     **differences(logits, expected),

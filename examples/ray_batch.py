@@ -22,6 +22,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -215,8 +216,8 @@ class Worker:
         )
 
     def __call__(self, shard: Shard) -> dict[str, float]:
-        """Answer a shard; says how many pictures, how many of them could not be read, and how long it took."""
-        started = time.perf_counter()
+        """Answer a shard; says how many pictures, how many of them could not be read, and from when to when."""
+        begun = _now()
         target, bad, pictures = self._output / shard["name"], 0, 0
         # Workers that died left theirs.
         if len(list(self._output.glob(f".{shard['name']}.*.partial"))) >= _TRIES:
@@ -233,7 +234,7 @@ class Worker:
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
-        return {"pictures": pictures, "bad": bad, "seconds": time.perf_counter() - started}
+        return {"pictures": pictures, "bad": bad, "begun": begun, "ended": _now()}
 
     def _answers(self, shard: Shard) -> Iterator[list[dict[str, Any]]]:
         for names, items in self._batches(shard):
@@ -253,6 +254,11 @@ class Worker:
                 items = [b"" if item is None else item for item in batch.column(0).to_pylist()]
                 yield [f"{Path(shard['root']).name}#{row + place}" for place in range(len(items))], items
                 row += len(items)
+
+
+def _now() -> float:
+    """Seconds on the one clock that machines share, as far as theirs are right."""
+    return datetime.now(timezone.utc).timestamp()
 
 
 def _described(shard: Shard) -> str:
@@ -276,7 +282,7 @@ def _row(name: str, answer: calipso_runtime.Prediction | ImageError) -> dict[str
 
 
 def _work(shards: Sequence[Shard], arguments: argparse.Namespace, console: Console) -> float:
-    """Have the pool answer what is not answered yet; gives the seconds from the first shard on."""
+    """Have the pool answer what is not answered yet; gives the seconds from its first shard on, without Ray's start."""
     left = [shard for shard in shards if not (arguments.output / shard["name"]).is_file()]
     total, done = sum(shard["pictures"] for shard in shards), sum(shard["pictures"] for shard in left)
     if not left:
@@ -304,9 +310,7 @@ def _work(shards: Sequence[Shard], arguments: argparse.Namespace, console: Conso
         bar = progress.add_task(f"{workers} workers", total=total, completed=total - done)
         bad, begun, ended = 0, math.inf, 0.0
         for row in answered.iter_rows():
-            # Machines' clocks differ: a shard was begun when it comes, less the time that it took.
-            ended = time.perf_counter()
-            begun = min(begun, ended - row["seconds"])
+            begun, ended = min(begun, row["begun"]), max(ended, row["ended"])
             bad += row["bad"]
             progress.update(bar, advance=row["pictures"], description=f"{workers} workers, {bad} unreadable")
     ray.shutdown()

@@ -17,6 +17,7 @@ def row(host: str, own: list[list[float]], python: list[list[float]]) -> dict[st
     return {
         "host": host,
         "environment": ENVIRONMENT,
+        "busy_percent": 3.0,
         "photographs": 630,
         "agreement": 0.995,
         "relative_logit_error": 2e-6,
@@ -49,6 +50,7 @@ def test_an_empty_row_has_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     assert "| browser | - | - | - | - |" in text
     assert "- browser: not measured, there is no Chromium." in text
+    assert "Other work" not in text
 
 
 def work(host: str, at_once: str, seconds: list[float], process: list[float], apart_s: float = 0.0) -> dict[str, Any]:
@@ -56,6 +58,7 @@ def work(host: str, at_once: str, seconds: list[float], process: list[float], ap
         "host": host,
         "at_once": at_once,
         "environment": ENVIRONMENT,
+        "busy_percent": 40.0,
         "photographs": 50,
         "pictures": 100,
         "agreement": 1.0,
@@ -75,6 +78,7 @@ def test_throughput_leaves_ray_s_start_out_and_tells_it(tmp_path: Path, monkeypa
 
     assert "| Python | 1 process |  |  | 25 | 1 | - |" in text
     assert "| Ray Data | 2 workers | 100.00% | 1.0e-06 | 40 | 1.60 (1.00 to 2.00) | 9.0 |" in text
+    assert "Other work kept up to 40% of the machine busy." in text
     assert "| Triton | 1 client | 100.00% | 1.0e-06 | 12 | 0.50 (0.50 to 0.50) | - |" in text
 
 
@@ -155,7 +159,7 @@ def test_an_error_is_relative_to_the_largest_logit_of_its_picture() -> None:
     ],
 )
 def test_a_host_of_which_nothing_was_seen_says_why(host: str, reason: str, tmp_path: Path) -> None:
-    row = hosts.measured(host, tmp_path, [], np.zeros((0, 2), np.float32))
+    row = hosts.measured(host, tmp_path, [], np.zeros((0, 2), np.float32), {})
 
     assert row["host"] == host
     assert reason in row["reason"]
