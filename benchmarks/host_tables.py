@@ -104,7 +104,7 @@ def _machines(measured: list[dict[str, Any]]) -> str:
 
 def _busy(measured: list[dict[str, Any]]) -> str:
     """Whether something else ran beside."""
-    most = max(row.get("busy_percent", 0.0) for row in measured)
+    most = max(row["busy_percent"] for row in measured)
     return "" if most < _QUIET_PERCENT else f" Other work kept up to {most:.0f}% of the machine busy."
 
 
