@@ -37,14 +37,22 @@ def throughput_table() -> str:
     measured = [row for row in rows if "reason" not in row]
     pictures, rounds = sorted({row["pictures"] for row in measured}), sorted({len(row["seconds"]) for row in measured})
     photographs = sorted({row["photographs"] for row in measured})
-    alone = statistics.median(row["pictures"] / seconds for row in measured for seconds in row["process_seconds"])
-    process = ("Python", "1 process", "", "", f"{alone:.0f}", "1", "-")
+    alone = [row["pictures"] / seconds for row in measured if _is_timed(row) for seconds in row["process_seconds"]]
+    process = (
+        "Python",
+        "1 process",
+        "",
+        "",
+        f"{statistics.median(alone):.0f}" if alone else "-",
+        "1" if alone else "-",
+        "-",
+    )
     return (
         f"{table(_THROUGHPUT, [process, *(_throughput_cells(row) for row in rows)], words=2)}\n{_reasons(rows)}"
+        f"{_untimed(measured)}"
         f"The same model and one thread for each worker and server, on {_machines(measured)}, which clients and Ray's\n"
         f"own processes share. {_listed(pictures)} pictures a round ({_listed(photographs)} photographs, repeated), in "
-        f"turns with one Python process;\nthe median of {_listed(rounds)} rounds, with the lowest and the highest."
-        f"{_busy(measured)}\n"
+        f"turns with one Python process;\nthe median of {_listed(rounds)} rounds, with the lowest and the highest.\n"
     )
 
 
@@ -75,15 +83,20 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 def _throughput_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     if "reason" in row:
         return (row["host"], *["-"] * (len(_THROUGHPUT) - 1))
+    known = (row["host"], row["at_once"], f"{row['agreement']:.2%}", f"{row['relative_logit_error']:.1e}")
+    if not _is_timed(row):
+        return (*known, *["-"] * (len(_THROUGHPUT) - len(known)))
     return (
-        row["host"],
-        row["at_once"],
-        f"{row['agreement']:.2%}",
-        f"{row['relative_logit_error']:.1e}",
+        *known,
         f"{row['pictures'] / statistics.median(row['seconds']):.0f}",
         _spread(gains(row)),
         f"{statistics.median(row['apart_s']):.1f}" if any(row["apart_s"]) else "-",
     )
+
+
+def _is_timed(row: Mapping[str, Any]) -> bool:
+    """Whether its times say something: beside other work, many get the cores that are left, not those they need."""
+    return bool(row["busy_percent"] < _QUIET_PERCENT)
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
@@ -94,6 +107,15 @@ def _rows(name: str) -> list[dict[str, Any]]:
 
 def _reasons(rows: list[dict[str, Any]]) -> str:
     return "".join(f"- {row['host']}: not measured, {row['reason']}.\n" for row in rows if "reason" in row)
+
+
+def _untimed(measured: list[dict[str, Any]]) -> str:
+    busy = [row for row in measured if not _is_timed(row)]
+    if not busy:
+        return ""
+    told = ", ".join(f"{row['host']} ({row['at_once']})" for row in busy)
+    least = min(row["busy_percent"] for row in busy)
+    return f"- Not timed, as other work kept at least {least:.0f}% of the machine busy: {told}.\n"
 
 
 def _machines(measured: list[dict[str, Any]]) -> str:

@@ -58,7 +58,7 @@ def work(host: str, at_once: str, seconds: list[float], process: list[float], ap
         "host": host,
         "at_once": at_once,
         "environment": ENVIRONMENT,
-        "busy_percent": 40.0,
+        "busy_percent": 3.0,
         "photographs": 50,
         "pictures": 100,
         "agreement": 1.0,
@@ -78,8 +78,26 @@ def test_throughput_leaves_ray_s_start_out_and_tells_it(tmp_path: Path, monkeypa
 
     assert "| Python | 1 process |  |  | 25 | 1 | - |" in text
     assert "| Ray Data | 2 workers | 100.00% | 1.0e-06 | 40 | 1.60 (1.00 to 2.00) | 9.0 |" in text
-    assert "Other work kept up to 40% of the machine busy." in text
     assert "| Triton | 1 client | 100.00% | 1.0e-06 | 12 | 0.50 (0.50 to 0.50) | - |" in text
+
+
+def test_what_was_measured_beside_other_work_has_no_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet, busy = work("Ray Data", "1 worker", [2], [4]), work("Ray Data", "2 workers", [1], [9])
+    rows = [quiet, {**busy, "busy_percent": 40.0}]
+    (tmp_path / "throughput.json").write_text(json.dumps({"rows": rows}))
+    monkeypatch.setattr(host_tables, "RESULTS", tmp_path)
+
+    text = host_tables.throughput_table()
+
+    assert "| Python | 1 process |  |  | 25 | 1 | - |" in text
+    assert "| Ray Data | 2 workers | 100.00% | 1.0e-06 | - | - | - |" in text
+    assert "Not timed, as other work kept at least 40% of the machine busy: Ray Data (2 workers)." in text
+
+
+def test_latencies_beside_other_work_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{**row("Python", [[4]], [[4]]), "busy_percent": 40.0}]
+
+    assert "Other work kept up to 40% of the machine busy." in table_of(rows, tmp_path, monkeypatch)
 
 
 def test_a_host_that_is_not_here_leaves_what_was_measured_elsewhere(tmp_path: Path) -> None:

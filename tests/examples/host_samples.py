@@ -122,6 +122,8 @@ def unusable_bundles(bundles: Path, folder: Path) -> Iterator[tuple[str, str]]:
     folder.mkdir()
     (folder / "nothing").mkdir()
     yield "nothing", "cannot be read"
+    (folder / "other.onnx").write_bytes(b"no bundle")
+    yield "other.onnx", "cannot be read"
     rewrite(Path(shutil.copytree(bundles / "any", folder / "image")), input={"name": "image"})
     yield "image", "does not take raw pixels"
     for name, content, said in (
