@@ -124,7 +124,10 @@ def running(repository: Path, model: str, folder: Path) -> Iterator[Server]:
 
 
 def _environment(server: Path) -> dict[str, str]:
-    return {**os.environ, "LD_LIBRARY_PATH": str(server.parents[1] / "nvidia_pytriton.libs")}
+    # The back end's Python takes the packages of the first python3 on the path: with an activated environment's numpy 2
+    # it reads the lengths of texts wrongly, and dies.
+    path = os.pathsep.join((str(Path(sys.base_prefix, "bin")), os.environ.get("PATH", os.defpath)))
+    return {**os.environ, "PATH": path, "LD_LIBRARY_PATH": str(server.parents[1] / "nvidia_pytriton.libs")}
 
 
 def _stub(server: Path) -> Path:
