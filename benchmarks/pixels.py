@@ -1,16 +1,17 @@
 """What the preparation of pictures in the graph is worth: levels against open_clip's transform, answers, and time.
 
-    python -m benchmarks.pixels --photos DIR
+    python -m benchmarks.pixels --photos DIR [--parts levels answers samples_ms]
 
-Levels: every photograph of a folder, and noise of 200 sizes at which resizes go wrong. Answers: drawn shapes of many
-sizes, with the shipped model. Times: JPEG bytes to label with ViT-B/32 of random weights, one thread, in turns with
-the bundle of prepared images that Pillow prepares. Raw samples go to results/.
+Levels: every photograph of a folder, and noise of 200 sizes at which resizes go wrong. Answers: the shipped model on
+the same, and on drawn shapes of many sizes. Times: JPEG bytes to label with ViT-B/32 of random weights, one thread, in
+turns with the bundle of prepared images that Pillow prepares. Raw samples go to results/.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,15 +24,19 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
+import torch
 from PIL import Image
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.forms import timed
+from calipso_bench.contenders.eager_module import of_rebuilt
 from calipso_bench.environment import commit, environment
 from calipso_export import ExportConfig, export
 from calipso_export.pixels import attach
+from calipso_export.progress import silent
+from calipso_export.rebuild import rebuild
 from calipso_runtime import load
-from calipso_runtime.manifest import Preprocess
+from calipso_runtime.manifest import Preprocess, read_manifest
 from calipso_runtime.pixel_input import MATMUL, PixelInput
 from calipso_runtime.preprocess import resize_and_crop
 
@@ -52,29 +57,50 @@ def main() -> int:
     """Measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--photos", type=Path, required=True, help="a folder of photographs")
-    paths = sorted(parser.parse_args().photos.rglob("*.jpg"))
-    rows = []
-    for what, made in (("photographs", partial(photographs, paths)), ("200 sizes of noise", nasty)):
-        for mode in MODES:
-            rows.append({"pictures": what, "mode": mode, **compared(made(), mode)})
-            print(rows[-1], flush=True)
-    with tempfile.TemporaryDirectory() as name:
-        answers = [answered(mode, Path(name)) for mode in MODES]
-        samples = times(paths, Path(name))
-    document = {
-        "schema_version": 1,
-        "what": "the preparation of pictures in the graph: levels against Pillow's, and JPEG bytes to label",
-        "commit": commit(),
-        "environment": environment(),
-        "levels": rows,
-        "answers": answers,
-        "model": FULL_SIZE,
-        "samples_ms": samples,
-    }
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="others are kept")
+    arguments = parser.parse_args()
+    paths = sorted(arguments.photos.rglob("*.jpg"))
     path = RESULTS / "pixels.json"
+    document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    document |= {
+        "schema_version": 1,
+        "what": "the preparation of pictures in the graph: levels against Pillow's, answers, and JPEG bytes to label",
+        "commits": {**document.get("commits", {}), **dict.fromkeys(arguments.parts, commit())},
+        "environment": environment(),
+        "model": FULL_SIZE,
+    }
+    with tempfile.TemporaryDirectory() as name:
+        for part in arguments.parts:
+            document[part] = PARTS[part](paths, Path(name))
     path.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
     print(f"wrote {path.name}")
     return 0
+
+
+def all_levels(paths: list[Path], _: Path) -> list[dict[str, Any]]:
+    """Of all pictures in all modes."""
+    rows = []
+    for what, made in pictures_of(paths).items():
+        for mode in MODES:
+            rows.append({"pictures": what, "mode": mode, **compared(made(), mode)})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def all_answers(paths: list[Path], folder: Path) -> list[dict[str, Any]]:
+    """Of all pictures in all modes."""
+    rows = []
+    for mode in MODES:
+        rows.append({"what": "drawn shapes", **answered(mode, folder)})
+        for what, made in pictures_of(paths).items():
+            rows.append({"what": what, "mode": mode, **against_eager(folder / "shapes.calipso", made())})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def pictures_of(paths: list[Path]) -> "dict[str, Callable[[], Iterator[Image.Image]]]":
+    """What makes each kind of picture."""
+    return {"photographs": partial(photographs, paths), "200 sizes of noise": nasty}
 
 
 def photographs(paths: list[Path]) -> Iterator[Image.Image]:
@@ -181,12 +207,45 @@ def answered(mode: str, folder: Path) -> dict[str, Any]:
     print(mode, document["worst"], flush=True)
     return {
         "mode": mode,
-        "pictures": document["accuracy"]["pictures"],
+        "pictures": int(document["accuracy"]["pictures"]),
         "eager": document["accuracy"]["eager"]["top1"],
         "shipped": document["accuracy"]["shipped"]["top1"],
         "same_top1": document["worst"]["same_top1"],
         "relative_logit_error": max(each["relative_logit_error"]["max"] for each in document["by_batch"].values()),
         "median_logit_error": max(each["relative_logit_error"]["p50"] for each in document["by_batch"].values()),
+    }
+
+
+def against_eager(bundle: Path, pictures: Iterator[Image.Image]) -> dict[str, Any]:
+    """A bundle's answers to pictures, against open_clip's own transform and model."""
+    rebuilt = rebuild(
+        bundle,
+        read_manifest(bundle / "manifest.json"),
+        checkpoint=MODEL / "shapes-vit.safetensors",
+        model=str(MODEL / "shapes-vit.json"),
+        progress=silent,
+    )
+    model = of_rebuilt(rebuilt)
+    errors, margins = [], []
+    with torch.inference_mode(), load(bundle, backend="ort", threads=1, keep_optimised=False) as classifier:
+        for picture in pictures:
+            try:
+                image = model.transform(picture)
+            except ValueError:
+                # Of a picture so long nothing is left.
+                continue
+            wanted = model.module(image[None])[0][0].numpy()
+            found = classifier.logits(picture)
+            scale = np.abs(wanted).max()
+            errors.append(float(np.abs(found - wanted).max() / scale))
+            if (best := int(found.argmax())) != int(wanted.argmax()):
+                margins.append(float((wanted.max() - wanted[best]) / scale))
+    return {
+        "pictures": len(errors),
+        "same_top1": 1 - len(margins) / len(errors),
+        "flip_margins": margins,
+        "relative_logit_error": max(errors),
+        "median_logit_error": statistics.median(errors),
     }
 
 
@@ -214,6 +273,13 @@ def times(paths: list[Path], folder: Path) -> dict[str, dict[str, list[float]]]:
             rounds = [timed(calls, 1).samples_ms for _ in range(SECONDS_ROUNDS)]
         found[f"{width} x {height}"] = {name: [ms for each in rounds for ms in each[name]] for name in calls}
     return found
+
+
+PARTS: "dict[str, Callable[[list[Path], Path], Any]]" = {
+    "levels": all_levels,
+    "answers": all_answers,
+    "samples_ms": times,
+}
 
 
 if __name__ == "__main__":
