@@ -51,7 +51,7 @@ MODELS = {
     "swin_base_patch4_window7_224": "swin",
 }
 # All models in the first pair, then all in the next.
-PASSES = (("fp32", "int8"), ("int8-dynamic", "fp16"), ("bf16", "fp8"))
+PASSES = (("fp32", "int8"), ("int8-dynamic", "fp16"), ("bf16", "fp8"), ("int8-weights", "int8-fp16"))
 TIMED = PASSES[0]
 # Convolutions take bfloat16 from this opset on.
 OPSET, OPSET_OF_BF16 = 18, 22

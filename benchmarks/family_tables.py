@@ -41,7 +41,8 @@ def families_table() -> str:
     )
     lines += [f"- {model}, {precision}: {reason}\n" for model, precision, reason in _reasons(by_model)]
     if missing:
-        lines.append(f"\nNot measured: {', '.join(missing)}; `-` is a precision or engine that was not measured.\n")
+        lines.append(f"\nNot measured: {', '.join(missing)}.\n")
+    lines.append("\n`-` is a precision or engine that was not measured.\n")
     return "".join(lines)
 
 
