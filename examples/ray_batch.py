@@ -8,7 +8,7 @@ them to a pool of actors, each with the bundle loaded; an actor writes a shard's
 renames the file when it is complete. So a shard is done or not there, whatever is killed, and doing one again changes
 nothing. `Dataset.write_parquet` would name its files by the run, which is why a second run could not tell what is done.
 
-Columns of the answers: `image` (path below the folder, or FILE.parquet#ROW), `label`, `probability`, `labels`,
+Columns of the answers: `image` (path below the folder; of Parquet PATH#ROW), `label`, `probability`, `labels`,
 `probabilities`, `logits` (the best `--top`, best first), and `error`, which is null where there is an answer.
 """
 
@@ -41,6 +41,8 @@ from calipso_runtime.errors import CalipsoError, ImageError, OutputPathError, Us
 
 # Readers of a folder of Parquet leave out names that begin like this, and with a point.
 JOB_FILE = "_job.json"
+# A Parquet file ends with its footer's length and a mark, of 4 bytes each.
+_PARQUET, _END = ".parquet", 8
 # Ray replaces a worker that dies, and has its shard done again, without end: a picture that kills it needs one.
 _TRIES = 5
 _FLOATS, _TEXTS = pa.list_(pa.float32()), pa.list_(pa.string())
@@ -58,7 +60,7 @@ SCHEMA = pa.schema(
 
 
 class Shard(TypedDict):
-    """Pictures that are answered into one file: `paths` below `root`, or a `row_group` of a Parquet file `root`."""
+    """Pictures that are answered into one file: `paths` below `root`, or a `row_group` of the one Parquet file."""
 
     name: str
     root: str
@@ -123,9 +125,10 @@ def _shards(source: Path, size: int, column: str) -> list[Shard]:
         UsageError: there is no picture, or not the column.
     """
     root = source.resolve()
-    tables = [root] if root.suffix == ".parquet" else sorted(root.glob("**/*.parquet"))
+    tables = [root] if root.suffix == _PARQUET else sorted(root.glob(f"**/*{_PARQUET}"))
     if tables:
-        return [shard for place, table in enumerate(tables) for shard in _row_groups(table, place, column)]
+        folder = root.parent if tables == [root] else root
+        return [shard for place, table in enumerate(tables) for shard in _row_groups(folder, table, place, column)]
     paths = [os.path.relpath(path, root) for path in collect([str(root)])]
     return [
         Shard(
@@ -139,7 +142,7 @@ def _shards(source: Path, size: int, column: str) -> list[Shard]:
     ]
 
 
-def _row_groups(table: Path, place: int, column: str) -> list[Shard]:
+def _row_groups(root: Path, table: Path, place: int, column: str) -> list[Shard]:
     try:
         file = pq.ParquetFile(table)
     except (OSError, pa.ArrowException) as error:
@@ -153,7 +156,13 @@ def _row_groups(table: Path, place: int, column: str) -> list[Shard]:
             raise UsageError(message)
         rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     return [
-        Shard(name=f"part-{place:04}-{group:06}.parquet", root=str(table), paths=[], row_group=group, pictures=count)
+        Shard(
+            name=f"part-{place:04}-{group:06}.parquet",
+            root=str(root),
+            paths=[str(table.relative_to(root))],
+            row_group=group,
+            pictures=count,
+        )
         for group, count in enumerate(rows)
     ]
 
@@ -161,7 +170,9 @@ def _row_groups(table: Path, place: int, column: str) -> list[Shard]:
 def _job(arguments: argparse.Namespace, shards: Sequence[Shard]) -> dict[str, Any]:
     """What an output is of: answers of two jobs are never mixed."""
     opened = bundle.open_bundle(arguments.bundle)
-    listed = json.dumps([(shard["name"], shard["paths"], shard["pictures"]) for shard in shards])
+    files = dict.fromkeys(Path(shard["root"], path) for shard in shards for path in shard["paths"])
+    cut = [(shard["name"], shard["paths"], shard["pictures"]) for shard in shards]
+    listed = json.dumps([cut, [_identity(file) for file in files]])
     return {
         "bundle": opened.digest,
         "input": hashlib.sha256(listed.encode()).hexdigest(),
@@ -172,16 +183,34 @@ def _job(arguments: argparse.Namespace, shards: Sequence[Shard]) -> dict[str, An
     }
 
 
+def _identity(path: Path) -> list[int | str]:
+    """What tells a file from another of its name: its size, when it was written, and of Parquet its footer."""
+    try:
+        status = path.stat()
+        footer = [_footer_digest(path)] if path.suffix == _PARQUET else []
+    except OSError:
+        # A link to nowhere: it has its row all the same.
+        return []
+    return [status.st_size, status.st_mtime_ns, *footer]
+
+
+def _footer_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(-_END, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-_END - length, os.SEEK_END)
+        return hashlib.sha256(file.read(length)).hexdigest()
+
+
 def _claim(output: Path, job: dict[str, Any]) -> None:
     """Make the output this job's, or go on with it.
 
     Raises:
         OutputPathError: it is another job's, or something else.
     """
-    path = output / JOB_FILE
-    _sweep(output)
+    path, partial = output / JOB_FILE, output / f".{JOB_FILE}.partial"
     if path.is_file():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier = _read_job(path)
         differing = [name for name in job if earlier.get(name) != job[name]]
         if differing:
             message = (
@@ -189,19 +218,36 @@ def _claim(output: Path, job: dict[str, Any]) -> None:
                 "and options to go on with it, or another output"
             )
             raise OutputPathError(message)
+        # Not before: what lies in another's folder is not ours.
+        _sweep(output)
         return
-    if output.exists() and any(output.iterdir()):
+    if output.exists() and any(found != partial for found in output.iterdir()):
         message = f"{output} is not empty, and no output of this script: choose another"
         raise OutputPathError(message)
     output.mkdir(parents=True, exist_ok=True)
-    partial = output / f".{JOB_FILE}.partial"
     partial.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
+def _read_job(path: Path) -> dict[str, Any]:
+    """What the file says.
+
+    Raises:
+        OutputPathError: it is not of this script.
+    """
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        earlier = None
+    if not isinstance(earlier, dict):
+        message = f"{path} was not written by this script: choose another output"
+        raise OutputPathError(message)
+    return earlier
+
+
 def _sweep(output: Path) -> None:
     """Remove what workers that were killed have left."""
-    for partial in output.glob(".*.partial"):
+    for partial in output.glob(".part-*.partial"):
         partial.unlink(missing_ok=True)
 
 
@@ -248,11 +294,12 @@ class Worker:
                 names = [str(path) for path in shard["paths"][start : start + self._batch]]
                 yield names, [str(Path(shard["root"], name)) for name in names]
             return
-        with pq.ParquetFile(shard["root"]) as file:
+        name = str(shard["paths"][0])
+        with pq.ParquetFile(Path(shard["root"], name)) as file:
             row = sum(file.metadata.row_group(group).num_rows for group in range(shard["row_group"]))
             for batch in file.iter_batches(self._batch, row_groups=[shard["row_group"]], columns=[self._column]):
                 items = [b"" if item is None else item for item in batch.column(0).to_pylist()]
-                yield [f"{Path(shard['root']).name}#{row + place}" for place in range(len(items))], items
+                yield [f"{name}#{row + place}" for place in range(len(items))], items
                 row += len(items)
 
 
@@ -264,7 +311,7 @@ def _now() -> float:
 def _described(shard: Shard) -> str:
     if shard["row_group"] < 0:
         return f"{shard['paths'][0]} to {shard['paths'][-1]} in {shard['root']}"
-    return f"row group {shard['row_group']} of {shard['root']}"
+    return f"row group {shard['row_group']} of {shard['paths'][0]} in {shard['root']}"
 
 
 def _row(name: str, answer: calipso_runtime.Prediction | ImageError) -> dict[str, Any]:

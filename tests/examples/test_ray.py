@@ -1,5 +1,6 @@
 """The Ray examples on a real local Ray: whoever is killed, each picture is answered once, as the runtime answers it."""
 
+import argparse
 import dataclasses
 import io
 import json
@@ -25,7 +26,7 @@ from runtime_samples import LABELS, tiny_manifest, write_model
 
 import calipso_runtime
 from calipso_runtime import bundle, graph_file
-from calipso_runtime.errors import CalipsoError
+from calipso_runtime.errors import CalipsoError, OutputPathError
 from calipso_runtime.manifest import write_manifest
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'calipso[ray]'")
@@ -239,6 +240,120 @@ def test_answers_of_two_jobs_are_never_mixed(album: Path, tiny_bundle: Path, tmp
         _, err = job.communicate(timeout=120)
         assert job.returncode == 2
         assert told in err
+
+
+def job_of(model: Path, source: Path, column: str = "image") -> dict[str, Any]:
+    """What a batch job writes of itself."""
+    import ray_batch
+
+    arguments = argparse.Namespace(bundle=model, top=5, column=column)
+    job: dict[str, Any] = ray_batch._job(arguments, ray_batch._shards(source, SHARD, column))
+    return job
+
+
+def folder_of_one(folder: Path, content: bytes, written: int = 1_600_000_000) -> Path:
+    folder.mkdir()
+    (folder / "0.jpg").write_bytes(content)
+    os.utime(folder / "0.jpg", (written, written))
+    return folder
+
+
+def test_a_folder_of_the_same_names_is_another_job(tiny_bundle: Path, tmp_path: Path) -> None:
+    first = job_of(tiny_bundle, folder_of_one(tmp_path / "first", b"1234"))
+
+    assert job_of(tiny_bundle, folder_of_one(tmp_path / "copy", b"1234")) == first
+    assert job_of(tiny_bundle, folder_of_one(tmp_path / "longer", b"12345")) != first
+    assert job_of(tiny_bundle, folder_of_one(tmp_path / "later", b"4321", 1_600_000_001)) != first
+
+
+def test_another_folder_of_the_same_names_is_not_given_the_firsts_answers(
+    tiny_bundle: Path, tmp_path: Path, start: Run
+) -> None:
+    import ray_batch
+
+    output, pictures = tmp_path / "answers", tmp_path / "pictures"
+    ray_batch._claim(output, job_of(tiny_bundle, folder_of_one(tmp_path / "first", b"1234")))
+    folder_of_one(pictures, b"54321")
+
+    job = start("ray_batch.py", tiny_bundle, pictures, "-o", output, "--shard", SHARD)
+    out, err = job.communicate(timeout=120)
+
+    assert (job.returncode, out) == (2, "")
+    assert "holds answers of another job (input differ)" in err
+
+
+def test_parquet_of_the_same_shape_is_another_job(tiny_bundle: Path, tmp_path: Path) -> None:
+    def written(name: str, contents: list[bytes], when: int = 1_600_000_000) -> dict[str, Any]:
+        path = tmp_path / name / "pictures.parquet"
+        path.parent.mkdir()
+        pq.write_table(pa.table({"image": pa.array(contents, pa.binary())}), path)
+        os.utime(path, (when, when))
+        return job_of(tiny_bundle, path)
+
+    first = written("first", [b"1234", b"5678"])
+
+    assert written("copy", [b"1234", b"5678"]) == first
+    # Of one size and one time: the footer has the least and the greatest value.
+    assert written("other", [b"1234", b"5679"]) != first
+    # It has none of long values: then the time tells them apart.
+    long = written("long", [b"1" * 9000])
+    assert written("long-other", [b"2" * 9000], 1_600_000_001) != long
+
+
+def test_what_cannot_be_read_has_its_row_in_a_job(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = folder_of_one(tmp_path / "pictures", b"1234")
+    (folder / "1.jpg").symlink_to(tmp_path / "nowhere.jpg")
+
+    assert job_of(tiny_bundle, folder)["pictures"] == 2
+
+
+@pytest.mark.parametrize("job", [None, "{}", "[]", "no JSON"])
+def test_nothing_of_a_folder_that_is_not_ours_is_removed(tmp_path: Path, job: str | None) -> None:
+    import ray_batch
+
+    (tmp_path / ".draft.partial").write_text("mine")
+    (tmp_path / ".part-000001.parquet.1.partial").write_text("mine")
+    if job is not None:
+        (tmp_path / "_job.json").write_text(job)
+    before = sorted(tmp_path.iterdir())
+
+    with pytest.raises(OutputPathError):
+        ray_batch._claim(tmp_path, {"bundle": "a"})
+
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_killed_workers_have_left_in_an_output_of_ours_is_removed(tmp_path: Path) -> None:
+    import ray_batch
+
+    # As a job that was killed while it claimed the folder.
+    (tmp_path / "._job.json.partial").write_text("{")
+    ray_batch._claim(tmp_path, {"bundle": "a"})
+    (tmp_path / ".part-000001.parquet.1.partial").touch()
+    (tmp_path / ".draft.partial").touch()
+
+    ray_batch._claim(tmp_path, {"bundle": "a"})
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".draft.partial", "_job.json"]
+
+
+def test_rows_of_two_parquet_files_of_one_name_are_told_apart(tiny_bundle: Path, tmp_path: Path) -> None:
+    import ray_batch
+
+    for folder in ("a", "b"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        table = pa.table({"image": pa.array([b"no picture"] * 2, pa.binary())})
+        pq.write_table(table, tmp_path / "in" / folder / "x.parquet", row_group_size=1)
+    output = tmp_path / "out"
+    output.mkdir()
+    options = {"output": output, "bundle": tiny_bundle, "column": "image", "top": 1, "batch": 1, "backend": "auto"}
+    worker = ray_batch.Worker({**options, "threads": 1})
+
+    for shard in ray_batch._shards(tmp_path / "in", SHARD, "image"):
+        worker(shard)
+
+    named = [row["image"] for row in rows(output)]
+    assert sorted(named) == ["a/x.parquet#0", "a/x.parquet#1", "b/x.parquet#0", "b/x.parquet#1"]
 
 
 def test_what_is_no_calipso_file_is_told_before_ray_starts(album: Path, tmp_path: Path, start: Run) -> None:
