@@ -38,6 +38,7 @@ import calipso_runtime
 from calipso_runtime import bundle
 from calipso_runtime.commands.collect import collect
 from calipso_runtime.errors import CalipsoError, ImageError, OutputPathError, UsageError
+from calipso_runtime.head.file import manifest_of, refuse_labels
 
 # Readers of a folder of Parquet leave out names that begin like this, and with a point.
 JOB_FILE = "_job.json"
@@ -168,8 +169,13 @@ def _row_groups(root: Path, table: Path, place: int, column: str) -> list[Shard]
 
 
 def _job(arguments: argparse.Namespace, shards: Sequence[Shard]) -> dict[str, Any]:
-    """What an output is of: answers of two jobs are never mixed."""
+    """What an output is of: answers of two jobs are never mixed.
+
+    Raises:
+        CalipsoError: the bundle cannot be used, or takes any labels.
+    """
     opened = bundle.open_bundle(arguments.bundle)
+    refuse_labels(arguments.bundle, manifest_of(opened), "this script gives none: use `calipso classify --labels`")
     files = dict.fromkeys(Path(shard["root"], path) for shard in shards for path in shard["paths"])
     cut = [(shard["name"], shard["paths"], shard["pictures"]) for shard in shards]
     listed = json.dumps([cut, [_identity(file) for file in files]])

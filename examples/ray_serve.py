@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 import calipso_runtime
 from calipso_runtime.errors import ImageError
+from calipso_runtime.head.file import refuse_labels
 from calipso_runtime.prediction import as_json
 
 _MB = 1_000_000
@@ -79,7 +80,9 @@ def main() -> int:
     arguments = parser.parse_args()
     # A bundle that cannot be loaded is told here, and not by replicas that are started again and again.
     try:
-        calipso_runtime.load(arguments.bundle, backend=arguments.backend).close()
+        with calipso_runtime.load(arguments.bundle, backend=arguments.backend) as classifier:
+            why = "a request brings none: use it with `calipso_runtime.load`"
+            refuse_labels(Path(arguments.bundle), classifier.manifest, why)
     except calipso_runtime.CalipsoError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -371,6 +371,24 @@ def test_what_is_no_calipso_file_is_told_before_ray_starts(album: Path, tmp_path
     assert not (tmp_path / "answers").exists()
 
 
+@pytest.mark.parametrize("kind", ["open", "embed"])
+def test_a_bundle_that_takes_any_labels_is_refused_before_ray_starts(
+    album: Path, tmp_path: Path, start: Run, kind: str
+) -> None:
+    open_samples = pytest.importorskip("open_samples", reason="needs tokenizers: pip install 'calipso[text]'")
+    path = open_samples.write_open_bundle(tmp_path / "any.calipso", kind=kind)
+    for job in (
+        start("ray_batch.py", path, album, "-o", tmp_path / "answers"),
+        start("ray_serve.py", path, "--port", 0),
+    ):
+        out, err = job.communicate(timeout=120)
+
+        assert (job.returncode, out) == (2, "")
+        assert err.splitlines()[-1].startswith(f"error: {path} takes labels when it is used, and ")
+        assert "--head-mode baked" in err
+    assert not (tmp_path / "answers").exists()
+
+
 def test_a_shard_that_kills_its_workers_is_named_instead_of_tried_forever(
     album: Path, tiny_bundle: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 from bad_inputs import bad_pictures, no_models, two_channels
 from benchmarks.triton_server import Server, TritonUnavailable, running
 from click.testing import CliRunner, Result
+from open_samples import write_open_bundle
 from runtime_samples import LABELS, SIZE, MakeBundle, picture, tiny_manifest
 from test_plans import CONTENT, HERE, record
 
@@ -147,6 +148,20 @@ def test_a_head_that_is_an_input_is_served_by_the_runtime_alone(make_bundle: Mak
     assert (result.exit_code, (tmp_path / "out").exists()) == (2, False)
     assert "this graph takes text beside image" in result.stderr
     assert write_repository(bundle, Serving(name="x"), tmp_path / "out") == ("x-python",)
+
+
+@pytest.mark.parametrize("form", [(), ("--form", "onnx"), ("--form", "python")])
+@pytest.mark.parametrize(("kind", "labels"), [("open", ()), ("open", ("cat", "dog")), ("embed", ())])
+def test_a_bundle_that_takes_any_labels_is_not_served(
+    tmp_path: Path, kind: str, labels: tuple[str, ...], form: tuple[str, ...]
+) -> None:
+    bundle = write_open_bundle(tmp_path / "any.calipso", kind=kind, labels=labels)
+
+    result = run(bundle, "-o", tmp_path / "out", *form)
+
+    assert (result.exit_code, (tmp_path / "out").exists()) == (2, False)
+    assert f"error: {bundle} takes labels when it is used, and a request to Triton brings none" in result.stderr
+    assert "--head-mode baked" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,17 @@ def refuse_engine(path: Path, manifest: Manifest) -> None:
         raise UsageError(message)
 
 
+def refuse_labels(path: Path, manifest: Manifest, why: str) -> None:
+    """Refuse a bundle that takes any labels, where none are given when it is used: `why`, and what to do instead.
+
+    Raises:
+        UsageError: it takes them.
+    """
+    if manifest.takes_labels:
+        message = f"{path} takes labels when it is used, and {why}, or export it with --head-mode baked"
+        raise UsageError(message)
+
+
 def has_input_head(bundle: Bundle) -> bool:
     """Whether the head is an input; what is wrong with a graph that tells nothing, its engine says best."""
     return _kind(bundle) == KIND

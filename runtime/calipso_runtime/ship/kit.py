@@ -19,7 +19,7 @@ from calipso_runtime.engines.plans import FOLDER, engines_folder, read_plan
 from calipso_runtime.errors import BundleError, UsageError
 from calipso_runtime.graph_file import MODEL_FILE
 from calipso_runtime.hashes import sha256_of
-from calipso_runtime.head.file import manifest_of, refuse_engine
+from calipso_runtime.head.file import manifest_of, refuse_engine, refuse_labels
 from calipso_runtime.manifest import IMAGE, Manifest
 from calipso_runtime.output_folder import output_folder
 from calipso_runtime.reference import read_reference
@@ -105,13 +105,11 @@ def ship(order: Order, output: Path, *, overwrite: bool = False) -> Manifest:
 
 def _refuse_others(path: Path, manifest: Manifest | None) -> None:
     """What the program cannot answer with: anything but pictures, and classes that only a call names."""
-    if manifest is not None and manifest.takes_labels:
-        message = (
-            f"{path} takes labels when it is used, and a kit's C++ program knows those of the export alone: copy the "
-            "bundle's directory to the device, or export it with --head-mode baked"
-        )
-        raise UsageError(message)
-    if manifest is not None and manifest.input_name != IMAGE:
+    if manifest is None:
+        return
+    why = "a kit's C++ program knows those of the export alone: copy the bundle's directory to the device"
+    refuse_labels(path, manifest, why)
+    if manifest.input_name != IMAGE:
         message = (
             f"{path} takes {manifest.input_name}, and a kit's C++ program takes pictures alone: copy the bundle's "
             "directory to the device, and run `calipso build` there"

@@ -19,6 +19,7 @@ from calipso_runtime.bundle import MANIFEST_FILE, Bundle, open_bundle
 from calipso_runtime.engines.plans import Plan, engines_folder, read_plan
 from calipso_runtime.errors import BundleNotFoundError, UsageError
 from calipso_runtime.graph_file import seal_of
+from calipso_runtime.head.file import refuse_labels
 from calipso_runtime.manifest import Manifest
 from calipso_runtime.output_folder import output_folder
 
@@ -104,13 +105,14 @@ def write_repository(path: Path, serving: Serving, output: Path, *, overwrite: b
 
     Raises:
         BundleError: the bundle cannot be used.
-        UsageError: it cannot be served in a form that was asked for.
+        UsageError: it takes any labels, or cannot be served in a form that was asked for.
         OutputPathError: the output exists, or cannot be written.
     """
     bundle = open_bundle(path)
     if bundle.manifest is None:
         message = f"{path} is a bare graph: give the bundle's directory, whose files are checked and copied"
         raise BundleNotFoundError(message)
+    refuse_labels(path, bundle.manifest, "a request to Triton brings none: use it with `calipso_runtime.load`")
     manifest, plans = bundle.manifest, _plans(bundle)
     forms = serving.forms or _default_forms(manifest, plans)
     writers: dict[str, Callable[[Path], None]] = {
