@@ -65,8 +65,10 @@ bench-families: $(READY)
 
 # Measures raw pixels and every host on photographs of one's own: make bench-hosts PHOTOS=DIR
 bench-hosts: $(READY)
+	$(if $(PHOTOS),,$(error bench-hosts measures on photographs of yours: make bench-hosts PHOTOS=DIR, a folder of them))
 	$(BIN)/python -m benchmarks.pixels --photos $(PHOTOS)
 	$(BIN)/python -m benchmarks.hosts $(PHOTOS)
+	$(BIN)/python -m benchmarks.throughput $(PHOTOS)
 	$(BIN)/python -m benchmarks.report
 
 # Measures what a head as an input costs, and what teaching takes.
