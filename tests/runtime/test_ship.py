@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from gpu import Gpu
+from open_samples import write_open_bundle
 from runtime_samples import LABELS, SIZE, MakeBundle, tiny_reference
 
 import calipso_runtime
@@ -330,6 +331,16 @@ def test_a_bundle_that_nothing_could_be_checked_with_is_not_shipped(tiny: Path, 
 
     assert result.exit_code == 1
     assert "exported with --no-reference" in result.stderr
+
+
+def test_a_bundle_that_takes_any_labels_is_refused(wheel: Path, tmp_path: Path) -> None:
+    bundle = write_open_bundle(tmp_path / "any.calipso", kind="embed")
+
+    result = run(bundle, "--target", "server", "-o", tmp_path / "kit", "--wheel", wheel)
+
+    assert result.exit_code == 2
+    assert f"{bundle} takes labels when it is used, and a kit's C++ program knows those of the export" in result.stderr
+    assert not (tmp_path / "kit").exists()
 
 
 def test_a_label_of_two_lines_is_refused(make_bundle: MakeBundle, wheel: Path, tmp_path: Path) -> None:
