@@ -58,6 +58,13 @@ void read_input(Bundle& bundle, const json& input, const path& file) {
     }
 }
 
+void read_head(const json& head, const path& file) {
+    const auto kind = head.value("kind", "baked");
+    if (kind != "baked") {
+        fail(file, "has a head of kind \"" + kind + "\": bundles that take any labels or taught heads are for Python alone. Export with --head-mode baked");
+    }
+}
+
 void read_confidence(Bundle& bundle, const json& confidence, const path& file) {
     bundle.temperature = confidence.value("temperature", 1.0);
     if (!(bundle.temperature > 0) || !std::isfinite(bundle.temperature)) {
@@ -71,9 +78,7 @@ void read_confidence(Bundle& bundle, const json& confidence, const path& file) {
 Bundle read_manifest(const path& directory, const path& file, const json& manifest) {
     Bundle bundle{};
     read_input(bundle, manifest.value("input", json()), file);
-    if (manifest.at("head").value("kind", "baked") == "inputs") {
-        fail(file, "is of a graph whose head is an input: export without --head-mode inputs");
-    }
+    read_head(manifest.at("head"), file);
     read_confidence(bundle, manifest.value("confidence", json::object()), file);
     bundle.labels = manifest.at("labels").get<std::vector<std::string>>();
     bundle.parity_failed = manifest.at("parity") == "failed";

@@ -138,7 +138,8 @@ function whatIsWrong(manifest) {
   if (!Number.isInteger(manifest?.schema_version)) return "is not a Calipso manifest: it has no schema_version";
   if (manifest.schema_version > SCHEMA_VERSION) return `has schema version ${manifest.schema_version}; this page reads up to ${SCHEMA_VERSION}`;
   if (manifest.input?.name !== "pixels" || !ORDERS[manifest.input.channels]) return "is of a graph that does not take raw pixels: export with --pixels";
-  if (manifest.head?.kind === "inputs") return "is of a graph whose head is an input: export without --head-mode inputs";
+  const kind = manifest.head?.kind ?? "baked";
+  if (kind !== "baked") return `has a head of kind "${kind}": bundles that take any labels or taught heads are for Python alone. Export with --head-mode baked`;
   if (!manifest.labels?.length || !manifest.files?.["model.onnx"]) return "does not follow the manifest's schema: it lacks labels or files";
   return undefined;
 }

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,20 +20,30 @@ ensure_torchvision_imports()
 def pixel_bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped model in a folder: `any` takes pictures of any size, `fixed` RGBA of one."""
     folder = tmp_path_factory.mktemp("hosts")
-    shipped = REPOSITORY / "models" / "shapes-vit" / "shapes-vit"
-    forms = {
-        "any": {"pixels": True},
-        "fixed": {"pixels": True, "pixels_size": "96x128", "channel_order": "rgba"},
-    }
-    for name, settings in forms.items():
-        export(
-            ExportConfig(
-                model=f"{shipped}.json",
-                checkpoint=Path(f"{shipped}.safetensors"),
-                classes=("circle", "square", "triangle", "star"),
-                calip=False,
-                output=folder / name,
-                **settings,
-            )
-        )
+    export_shipped(folder / "any")
+    export_shipped(folder / "fixed", pixels_size="96x128", channel_order="rgba")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bundles_for_python(pixel_bundles: Path) -> dict[str, Path]:
+    """Beside these, by the kind of their head: bundles of raw pixels, with classes, that no other host can use."""
+    bundles = {kind: pixel_bundles / kind for kind in ("open", "embed", "inputs")}
+    for kind, bundle in bundles.items():
+        export_shipped(bundle, head_mode=kind)
+    return bundles
+
+
+def export_shipped(output: Path, **settings: Any) -> None:
+    shipped = REPOSITORY / "models" / "shapes-vit" / "shapes-vit"
+    export(
+        ExportConfig(
+            model=f"{shipped}.json",
+            checkpoint=Path(f"{shipped}.safetensors"),
+            classes=("circle", "square", "triangle", "star"),
+            calip=False,
+            pixels=True,
+            output=output,
+            **settings,
+        )
+    )

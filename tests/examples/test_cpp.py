@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from host_samples import (
     CLOSE,
+    CLOSER,
     CONFIDENCE,
     DATA,
     photographs,
@@ -63,7 +64,7 @@ def test_real_photographs_get_python_s_labels_and_logits(program: Path, pixel_bu
     result = run(program, *ALL_CLASSES, pixel_bundles / "any", *files)
 
     assert (result.returncode, result.stderr) == (0, "")
-    assert same_as_python(pixel_bundles / "any", files, lines(result)) < CLOSE
+    assert same_as_python(pixel_bundles / "any", files, lines(result)) < CLOSER
 
 
 def test_every_kind_of_plain_picture_gets_python_s_answer(program: Path, pixel_bundles: Path, tmp_path: Path) -> None:
@@ -99,6 +100,17 @@ def test_bundles_that_cannot_be_used_are_told(program: Path, pixel_bundles: Path
         assert (result.returncode, result.stdout) == (1, ""), name
         assert said in result.stderr
         assert str(tmp_path / "unusable" / name) in result.stderr
+
+
+def test_bundles_of_any_labels_and_of_taught_heads_are_told_to_be_python_s(
+    program: Path, bundles_for_python: dict[str, Path]
+) -> None:
+    for kind, bundle in bundles_for_python.items():
+        result = run(program, bundle, "picture.png")
+
+        assert (result.returncode, result.stdout) == (1, ""), kind
+        assert f'{bundle / "manifest.json"} has a head of kind "{kind}"' in result.stderr
+        assert "for Python alone" in result.stderr
 
 
 def test_a_graph_of_one_size_takes_rgba_and_refuses_other_sizes(

@@ -16,6 +16,7 @@ import pytest
 from benchmarks.chromium import Chromium, find_chromium
 from host_samples import (
     CLOSE,
+    CLOSER,
     CONFIDENCE,
     DATA,
     photographs,
@@ -110,7 +111,7 @@ def test_real_photographs_get_python_s_labels_and_logits(
     assert len(files) == 630
     browser.open(served("any", engine="wasm"))
 
-    assert same_as_python(pixel_bundles / "any", files, answers(browser, files)) < CLOSE
+    assert same_as_python(pixel_bundles / "any", files, answers(browser, files)) < CLOSER
 
 
 @pytest.mark.parametrize("settings", [{"threads": 1}, {"threads": 2}, {"isolated": False}])
@@ -161,6 +162,17 @@ def test_bundles_that_cannot_be_used_are_told(
 
         assert said in text(browser, "status"), name
         assert f"unusable/{name}" in text(browser, "status")
+        assert browser.evaluate("document.getElementById('files').disabled")
+
+
+def test_bundles_of_any_labels_and_of_taught_heads_are_told_to_be_python_s(
+    browser: Chromium, served: Callable[..., str], bundles_for_python: dict[str, Path]
+) -> None:
+    for kind in bundles_for_python:
+        browser.open(served(kind))
+
+        assert f'{kind}/manifest.json has a head of kind "{kind}"' in text(browser, "status")
+        assert "for Python alone" in text(browser, "status")
         assert browser.evaluate("document.getElementById('files').disabled")
 
 
