@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaConfig
+from transformers import AutoTokenizer, BertConfig, M2M100Config, MT5Config, PreTrainedTokenizerFast, RobertaConfig
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
 LINES = [
@@ -100,6 +100,43 @@ def text_model(folder: Path, **changes: Any) -> Path:
         "pad_token_id": 1,
     }
     RobertaConfig(**{**settings, **changes}).save_pretrained(folder)
+    return folder
+
+
+def bert_model(folder: Path) -> Path:
+    """A tiny BERT, likewise; its weights spread enough for its first token to tell texts apart."""
+    BertConfig(
+        vocab_size=150,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=100,
+        initializer_range=1.0,
+    ).save_pretrained(folder)
+    return folder
+
+
+def mt5(folder: Path) -> Path:
+    """A tiny mT5, likewise: its configuration names no context."""
+    MT5Config(vocab_size=120, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2).save_pretrained(folder)
+    return folder
+
+
+def m2m_100(folder: Path) -> Path:
+    """A tiny M2M100, likewise: what NLLB's are."""
+    M2M100Config(
+        vocab_size=400,
+        d_model=16,
+        encoder_layers=1,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=32,
+        max_position_embeddings=100,
+        init_std=1.0,
+    ).save_pretrained(folder)
     return folder
 
 

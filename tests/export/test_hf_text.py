@@ -10,7 +10,7 @@ import open_clip
 import pytest
 import torch
 from click.testing import CliRunner
-from export_samples import CLASSES, TEXT, VIT, MakeConfig, unit_vectors, write_model
+from export_samples import CLASSES, TEXT, VIT, MakeConfig, noise, unit_vectors, write_model
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -18,13 +18,15 @@ from safetensors.torch import save_file
 from calipso_export import ExportConfig, export
 from calipso_export.models import LoadedModel, load_model
 from calipso_export.tokenizers import write_tokenizer
+from calipso_runtime import load as load_bundle
+from calipso_runtime import load_embedder
 from calipso_runtime.cli import calipso
 from calipso_runtime.errors import ModelError
 from calipso_runtime.tokenizer import Tokenizer
 
 pytest.importorskip("transformers", reason="text models of Hugging Face")
 
-from hf_samples import TOKENIZERS, bert, many_languages, roberta, text_model, unigram
+from hf_samples import TOKENIZERS, bert, bert_model, m2m_100, many_languages, mt5, roberta, text_model, unigram
 from transformers import AutoTokenizer
 
 TEXTS = [
@@ -46,6 +48,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 HF_TEXT = {"hf_model_name": "no/such-model", "hf_tokenizer_name": "no/such-tokenizer", "hf_pooler_type": "mean_pooler"}
 HF = {**VIT, "text_cfg": HF_TEXT}
+# What open_clip's models take from a hub: tokenizer, text model, and the configuration around them.
+HUB: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Path], dict[str, Any]]] = {
+    "roberta": (roberta, text_model, {"text_cfg": {"hf_proj_type": "mlp"}}),
+    "mt5": (unigram, mt5, {"text_cfg": {"context_length": 20}}),
+    "bert": (bert, bert_model, {"text_cfg": {"hf_pooler_type": "cls_pooler"}}),
+    "m2m_100": (many_languages, m2m_100, {"text_cfg": {"hf_pooler_type": "cls_pooler"}}),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -282,6 +291,39 @@ def test_a_bundle_of_a_text_model_exports_and_verifies(
     assert verified.exit_code == 0, verified.output
     assert refused.exit_code == 1
     assert "--text-model DIR" in refused.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["open", "embed"])
+@pytest.mark.parametrize("kind", HUB)
+def test_a_text_model_in_a_bundle_of_any_labels_answers_as_open_clip(tmp_path: Path, kind: str, mode: str) -> None:
+    tokenizer, folder, changes = HUB[kind]
+    model = write_model(
+        tmp_path / f"tiny-{kind}-{mode}.json", {**VIT, **changes, "text_cfg": {**HF_TEXT, **changes["text_cfg"]}}
+    )
+    folders = {"tokenizer": tokenizer(tmp_path / "tokenizer"), "text_model": folder(tmp_path / "text-model")}
+    config = ExportConfig(model=str(model), random_init=0, head_mode=mode, output=tmp_path / "any.calipso", **folders)
+    options = [part for name, path in folders.items() for part in (f"--{name.replace('_', '-')}", str(path))]
+    picture = tmp_path / "picture.png"
+    noise(1).save(picture)
+
+    _, parity = export(config)
+    verified = CliRunner().invoke(calipso, ["verify", str(config.output), "--model", str(model), *options])
+
+    assert parity.failures == ()
+    assert verified.exit_code == 0, verified.output
+    loaded = load_model(config)
+    module: Any = loaded.module
+    # One text and three; short, and more tokens than the context.
+    for texts in (["a bird"], ["bird " * 5_000], ["a photo of a red bird.", "", "x" * 10_000]):
+        ids = loaded.tokenizer(texts)
+        with torch.no_grad():
+            wanted = module.encode_text(ids, normalize=True).numpy()
+            logits = module.get_logits(loaded.front_end.eager_input(picture)[None], ids)[0].numpy()
+        with load_embedder(config.output, backend="ort") as embedder:
+            assert np.abs(embedder.text(texts) - wanted).max() < 1e-5 * np.abs(wanted).max()
+        with load_bundle(config.output, backend="ort") as classifier:
+            assert np.abs(classifier.logits(picture, prompts=texts) - logits).max() < 1e-4 * np.abs(logits).max()
 
 
 @pytest.mark.slow

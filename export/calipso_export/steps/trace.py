@@ -104,7 +104,7 @@ def traced_open(model: LoadedModel, probes: Probes, config: ExportConfig) -> Tra
     module = OpenModule(tower, text, scale=model.scale, bias=model.bias).eval()
     graph = trace(module, model, config, token_ids=probes.token_ids)
     give_defaults(graph.graph, {TOKEN_IDS: probes.token_ids.numpy()})
-    return Traced(graph=graph, few_shot=None, rows=tower.rows, text_rows=text.rows)
+    return Traced(graph=graph, few_shot=None, rows=tower.rows, text_rows=probes.token_ids.shape[1])
 
 
 def exported_head(made: Made) -> Head:

@@ -37,7 +37,6 @@ class TextTower(nn.Module):
         super().__init__()
         module = cast("Any", model)
         text = module.text if hasattr(module, "text") else module
-        self.context_length = int(text.context_length)
         self.other: nn.Module | None = None
         if hasattr(module, "text") and not isinstance(text, open_clip.transformer.TextTransformer):
             self.other = text
@@ -57,11 +56,6 @@ class TextTower(nn.Module):
         if self._pool not in ("argmax", "eos", "first", "last") and self.cls_emb is None:
             message = f"the text tower pools by {self._pool!r}: implemented are argmax, eos, first and last"
             raise ModelError(message)
-
-    @property
-    def rows(self) -> int:
-        """Tokens of one text that the blocks work on."""
-        return self.context_length
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Encode texts.
