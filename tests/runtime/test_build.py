@@ -206,7 +206,11 @@ def test_a_log_that_cannot_be_written_does_not_end_the_build(gpu: Gpu, held_to: 
     assert "TensorRT's log is not written any more: No space left on device" in finished.warnings
 
 
-def test_without_a_name_what_was_measured_is_kept_per_device(gpu: Gpu, held_to: Path) -> None:
+def test_without_a_name_what_was_measured_is_kept_per_device(
+    gpu: Gpu, held_to: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALIPSO_CACHE", str(tmp_path / "cache"))
+
     build(held_to, SMALL, report=quiet)
 
     assert [path.name.startswith("sm90-10.3.0-") for path in (cache_folder() / "tensorrt").iterdir()] == [True]
