@@ -42,6 +42,7 @@ _TRUNKS: Mapping[str, tuple[str, dict[str, Any]]] = {
         {"img_size": 64, "window_size": 4, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 2)},
     ),
     "calipso_tiny_fastvit": ("fastvit_mci0", _MCI),
+    "calipso_tiny_fastvit_norms": ("fastvit_mci3", {**_MCI, "se_downsamples": (False,) * 3, "pos_embs": (None,) * 3}),
     "calipso_tiny_resnet": ("resnet10t", {}),
 }
 
@@ -66,6 +67,7 @@ TIMM: Mapping[str, dict[str, Any]] = {
     "convnext_large_d": _vision("calipso_tiny_convnext", "", "mlp", 64),
     "swin": _vision("calipso_tiny_swin", "", "linear", 64),
     "MobileCLIP-S": _vision("calipso_tiny_fastvit", "avg", None, 64),
+    "MobileCLIP2-S3": _vision("calipso_tiny_fastvit_norms", "avg", None, 64),
 }
 # Their tokens have no place in the joint space.
 POOLED: Mapping[str, dict[str, Any]] = {

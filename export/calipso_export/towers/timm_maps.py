@@ -65,7 +65,9 @@ class FastVitTower(ConvNextTower):
 def _fold_attention(block: Any) -> None:
     mixer = block.token_mixer
     mixer.qkv, mixer.proj = _as_convolution(mixer.qkv), _as_convolution(mixer.proj)
-    _fold_norm(block, mixer.qkv)
+    # The largest FastViTs norm every position by itself: that is no convolution.
+    if isinstance(block.norm, nn.BatchNorm2d):
+        _fold_norm(block, mixer.qkv)
     _fold_scale(block, "layer_scale_1", mixer.proj)
     _fold_scale(block, "layer_scale_2", block.mlp.fc2)
     mixer.forward = types.MethodType(_map_attention, mixer)
