@@ -52,11 +52,14 @@ def swept(name: str, layers: int | None) -> dict[str, Any]:
     """What became of one configuration, as JSON types."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
         try:
-            model, why_no_text = loaded(name, layers, Path(folder))
+            row, inputs, expected = written(name, layers, path)
         except ModelError as error:
             return {"status": "refused", "reason": str(error)}
-        row = exported(model, why_no_text, Path(folder))
+        # ONNX Runtime keeps weights of its own: PyTorch's are gone by now.
+        gc.collect()
+        row |= judged(compared(path, inputs, expected))
     return {**row, "seconds": round(time.perf_counter() - started, 1), "peak_rss_bytes": peak_rss_bytes()}
 
 
@@ -78,8 +81,12 @@ def loaded(name: str, layers: int | None, folder: Path) -> tuple[LoadedModel, st
 
 
 @torch.no_grad()
-def exported(model: LoadedModel, why_no_text: str | None, folder: Path) -> dict[str, Any]:
-    """Export what there is, run the file, and compare."""
+def written(
+    name: str, layers: int | None, path: Path
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]], dict[str, Float32]]:
+    """Export what there is of the model into a file: about it, its inputs, and what open_clip says of them."""
+    folder = path.parent
+    model, why_no_text = loaded(name, layers, folder)
     why_no_tokens = model.why_no_tokens
     tower = model.tower(model.visual, with_tokens=why_no_tokens is None)
     outputs = ("logits", "embedding", *(() if why_no_tokens else ("tokens",)))
@@ -109,16 +116,16 @@ def exported(model: LoadedModel, why_no_text: str | None, folder: Path) -> dict[
         "why_no_calip": why_no_tokens,
         "why_no_text": why_no_text,
     }
-    path = folder / "model.onnx"
     size = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value)
-    ir.save(graph, path, external_data="model.onnx.data" if size > MAX_EMBEDDED_BYTES else None)
-    # ONNX Runtime keeps weights of its own: two copies are enough.
-    del graph, tower, model
-    gc.collect()
-    worst = compared(path, inputs, expected)
-    if max(worst.values()) > MOST or not all(map(np.isfinite, worst.values())):
-        row |= {"status": "differs", "reason": f"the file is off by {max(worst.values()):.1e}"}
-    return {**row, "worst": worst}
+    ir.save(graph, path, external_data=f"{path.name}.data" if size > MAX_EMBEDDED_BYTES else None)
+    return row, inputs, expected
+
+
+def judged(worst: dict[str, float]) -> dict[str, Any]:
+    """What a row says of the largest errors."""
+    if max(worst.values()) <= MOST and all(map(np.isfinite, worst.values())):
+        return {"worst": worst}
+    return {"status": "differs", "reason": f"the file is off by {max(worst.values()):.1e}", "worst": worst}
 
 
 def made_up_tokens(model: LoadedModel) -> torch.Tensor:
