@@ -12,6 +12,7 @@ from calipso_export.forms import ORT_FORMS, Form, apply_forms
 from calipso_export.forms.matching import ORT_DOMAIN, add_constant, constant, replace_by, reshape, use_ort_domain
 from calipso_export.precision import Precision
 from calipso_export.precision.half import rounded, to_half, type_io
+from calipso_export.precision.integer_products import fuse_integer_products
 from calipso_export.precision.islands import WORK_OPERATORS, in_tower
 from calipso_export.precision.quantised import INT8_REDUCED, Quantised, out_axis, quantisable, quantise, quantised_array
 from calipso_export.tidy import tidy
@@ -122,7 +123,10 @@ def _int8(ort: ir.Model, plan: _Plan) -> dict[str, int]:
     stored = _stored_weights(ort, plan)
     if plan.form is not None and not any(node.op_type == "Conv" for node in quantisable(ort.graph)):
         quantise(ort.graph, plan.form, ranges=plan.ranges, pinned=plan.pinned)
-    return _restore_all(ort, stored, plan)
+    counts = _restore_all(ort, stored, plan)
+    # After the forms, which look for MatMul.
+    fuse_integer_products(ort.graph)
+    return counts
 
 
 def _dynamic(ort: ir.Model, plan: _Plan) -> dict[str, int]:
