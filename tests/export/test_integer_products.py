@@ -8,11 +8,11 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from precision_samples import graph_of, lowered, node, run
+from precision_samples import graph_of, lowered, node, node_named, run
 
 from calipso_export.forms.matching import ORT_DOMAIN
 from calipso_export.precision import PRECISIONS
-from calipso_export.precision.integer_products import fuse_integer_products
+from calipso_export.precision.integer_products import fuse_integer_products, is_product
 from calipso_export.precision.quantised import INT8, quantise
 
 WIDTH = 64
@@ -34,8 +34,25 @@ def attention_like(*, added: str = "") -> ir.Model:
     return graph_of(nodes, arrays, shape=["batch", 5, WIDTH])
 
 
+def maps(*, between: str = "") -> ir.Model:
+    """Four convolutions of single positions, with biases, and an operator `between` the two in the middle."""
+    rng = np.random.default_rng(0)
+    arrays = {f"w{place}": rng.standard_normal((WIDTH, WIDTH, 1, 1)).astype(np.float32) / 8 for place in range(4)}
+    arrays |= {f"b{place}": rng.standard_normal(WIDTH).astype(np.float32) for place in range(4)}
+    read = ["x", "h", f"{between}_h" if between else "i", "j"]
+    nodes = [
+        node("Conv", [value, f"w{place}", f"b{place}"], made)
+        for place, (value, made) in enumerate(zip(read, "hijy", strict=True))
+    ]
+    if between:
+        nodes.insert(2, node(between, ["i"], f"{between}_h"))
+    return graph_of(nodes, arrays, shape=["batch", WIDTH, 3, 4])
+
+
 def quantised(model: ir.Model) -> ir.Model:
-    quantise(model.graph, INT8, ranges={"h": 6.0})
+    """With eight bits in all but the first and the last product."""
+    names = {str(value.name) for each in model.graph for value in each.outputs}
+    quantise(model.graph, INT8, ranges=dict.fromkeys(names, 6.0))
     return model
 
 
@@ -78,6 +95,49 @@ def test_what_is_added_otherwise_stays_behind_the_product() -> None:
 
     assert operators(model)["Add"] == 3
     assert operators(model)["MatMulIntegerToFloat"] == 3
+
+
+@pytest.mark.parametrize("between", ["", "Relu", "Tanh"])
+def test_convolutions_of_single_positions_answer_as_quantised_ones(between: str) -> None:
+    model = quantised(maps(between=between))
+    x = np.random.default_rng(1).standard_normal((2, WIDTH, 3, 4)).astype(np.float32)
+    wanted = run(model, x)
+
+    assert fuse_integer_products(model.graph) == 2
+
+    error = np.abs(run(model, x) - wanted) / np.abs(wanted).max()
+    # Where the first sum lies between two steps, either may be taken: those positions are a step off.
+    assert (error < 1e-5).mean() > 0.8
+    assert error.max() < 1e-2
+
+
+def test_an_elementwise_operator_between_two_of_them_works_on_rows() -> None:
+    model = quantised(maps(between="Relu"))
+
+    fuse_integer_products(model.graph)
+
+    (relu,) = [each for each in model.graph if each.op_type == "Relu"]
+    assert relu.inputs[0].producer().op_type == "MatMulIntegerToFloat"
+    assert [each.op_type for each in relu.outputs[0].consumers()] == ["QuantizeLinear"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "attributes"),
+    [
+        ((WIDTH, WIDTH, 3, 3), {"pads": [1, 1, 1, 1]}),
+        ((WIDTH, WIDTH, 1, 1), {"strides": [2, 2]}),
+        ((WIDTH, WIDTH, 1, 1), {"pads": [1, 1, 1, 1]}),
+        ((WIDTH, 1, 1, 1), {"group": WIDTH}),
+    ],
+)
+def test_other_convolutions_are_no_products(kernel: tuple[int, ...], attributes: dict[str, object]) -> None:
+    model = graph_of(
+        [node("Conv", ["x", "w"], "y", **attributes)],
+        {"w": np.ones(kernel, np.float32)},
+        shape=["batch", WIDTH, 3, 4],
+    )
+
+    assert not is_product(node_named(model, "tower.y/Conv"))
 
 
 def test_products_of_which_only_the_weight_has_eight_bits_stay() -> None:

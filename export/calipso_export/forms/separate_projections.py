@@ -42,6 +42,9 @@ def _separate(graph: ir.Graph, split: ir.Node) -> bool:
         return False
     if list(conv.attributes["kernel_shape"].as_ints()) != [1, 1] or channels % parts:
         return False
+    if made_by(conv.inputs[1], "DequantizeLinear") is not None:
+        # One product of integers, which is not bound by its weights.
+        return False
     width = channels // parts
     for index, output in enumerate(split.outputs):
         bounds = [_index(graph, index * width), _index(graph, (index + 1) * width), _index(graph, 0)]
