@@ -1,6 +1,7 @@
 """The tables of the tower families, from results/families.json and results/mobileclip.json."""
 
 import json
+import re
 import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ _ALL = "all forms"
 _GATED = tuple(precision for pair in families.PASSES for precision in pair)
 _TIMED = tuple(f"{precision} on {engine}" for engine in ENGINES for precision in families.TIMED)
 _SHOWN = 8
+_BATCH = re.compile(r"^batch (\S+), \d+: ")
 
 
 def families_table() -> str:
@@ -36,10 +38,13 @@ def families_table() -> str:
     lines = [table(("model", "family", *_GATED, *_TIMED), rows, words=2 + len(_GATED))]
     lines.append(
         f"\nFull size, random weights and text features, {document['pictures']} drawn pictures, {document['classes']} "
-        f"classes, at most {document['repair_minutes']:g} min of repair;\nthe worst logit error is in brackets. Times "
+        f"classes;\nthe worst logit error is in brackets. Times "
         f"are to eager PyTorch's tower, one picture, one thread of {document['environment']['cpu']}, in turns.\n"
     )
-    lines += [f"- {model}, {precision}: {reason}\n" for model, precision, reason in _reasons(by_model)]
+    lines += [
+        f"- {model}, {precision}, after at most {minutes:g} min of repair: {reason}\n"
+        for model, precision, minutes, reason in _reasons(by_model)
+    ]
     if missing:
         lines.append(f"\nNot measured: {', '.join(missing)}.\n")
     lines.append("\n`-` is a precision or engine that was not measured.\n")
@@ -83,11 +88,14 @@ def _outcome(row: Mapping[str, Any] | None) -> str:
     return f"{row['status']}{pinned} ({float(row['worst']['relative_logit_error']):.0e})"
 
 
-def _reasons(by_model: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[tuple[str, str, str]]:
+def _reasons(by_model: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[tuple[str, str, float, str]]:
     for model, found in by_model.items():
         for precision in _GATED:
             if precision in found and found[precision]["failures"]:
-                yield model, precision, "; ".join(found[precision]["failures"])
+                row = found[precision]
+                # The same of every size of batch.
+                failures = dict.fromkeys(_BATCH.sub(r"\1: ", each) for each in row["failures"])
+                yield model, precision, row["repair_minutes"], "; ".join(failures)
 
 
 def _ratio(samples: Mapping[str, list[float]], name: str, base: str) -> str:

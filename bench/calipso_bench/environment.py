@@ -28,6 +28,7 @@ _PACKAGES = (
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 _MILLI = 1e-3
+_HERE, _RESULTS = Path(__file__).resolve().parent, "benchmarks/results"
 
 
 def environment() -> dict[str, Any]:
@@ -85,23 +86,33 @@ def gpu_load() -> dict[str, Any] | None:
         return None if nvml is None else _load(nvml, nvml.nvmlDeviceGetHandleByIndex(0))
 
 
-def commit() -> str | None:
-    """Of the checkout that this package runs from, "-dirty" with changes; None where it is no checkout."""
-    here = Path(__file__).resolve().parent
-    if "site-packages" in here.parts:
+def commit(folder: Path = _HERE) -> str | None:
+    """Of the checkout that a folder lies in, "-dirty" with changes; None where it is no checkout.
+
+    Results are no changes: a benchmark writes them while it runs.
+    """
+    if "site-packages" in folder.parts:
         # A checkout around an installation is another project's.
         return None
+    if (found := _git(folder, "rev-parse", "HEAD")) is None:
+        return None
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", f":(top,exclude){_RESULTS}")
+    return f"{found}-dirty" if changed else found
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git answers, or None where it is missing or refuses."""
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],  # noqa: S607 - whatever git there is
-            cwd=here,
+        found = subprocess.run(  # noqa: S603 - our own words
+            ["git", *arguments],  # noqa: S607 - whatever git there is
+            cwd=folder,
             capture_output=True,
             text=True,
             check=False,
         )
     except OSError:
         return None
-    return found.stdout.strip() or None
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def _load(nvml: Any, handle: Any) -> dict[str, Any]:

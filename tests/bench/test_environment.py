@@ -2,8 +2,10 @@
 
 import json
 import socket
+import subprocess
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,10 +97,31 @@ def test_nvml_that_does_not_start_is_no_gpu(with_gpu: None, monkeypatch: pytest.
     assert environment.gpu() is None
 
 
-def test_an_installed_package_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "__file__", "/usr/lib/python3/site-packages/calipso_bench/environment.py")
+def test_an_installed_package_has_no_commit() -> None:
+    assert environment.commit(Path("/usr/lib/python3/site-packages/calipso_bench")) is None
 
-    assert environment.commit() is None
+
+def test_a_folder_outside_a_checkout_has_no_commit(tmp_path: Path) -> None:
+    assert environment.commit(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_dirty"), [("benchmarks/results/speed.json", False), ("benchmarks/speed.py", True)]
+)
+def test_what_changes_a_commit_is_code_and_not_results(tmp_path: Path, changed: str, *, is_dirty: bool) -> None:
+    for name in ("benchmarks/results/speed.json", "benchmarks/speed.py", "bench/package/module.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1\n")
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    clean = environment.commit(tmp_path / "bench/package")
+
+    (tmp_path / changed).write_text("2\n")
+
+    assert clean is not None
+    assert environment.commit(tmp_path / "bench/package") == clean + ("-dirty" if is_dirty else "")
 
 
 def test_the_commit_is_a_hash_or_unknown() -> None:
