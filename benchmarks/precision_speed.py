@@ -3,7 +3,7 @@
     python -m benchmarks.precision_speed [--model ViT-B-32 ViT-B-16 RN50]
 
 The bundles that an export writes, loaded by the runtime; one thread, in turns with the fp32
-bundle and eager PyTorch. Raw samples go to results/.
+bundle and eager PyTorch. Raw samples go to results/ after each model; those of models that are not asked for stay.
 """
 
 import argparse
@@ -39,22 +39,24 @@ SEED = 0
 def main() -> int:
     """Export, time in turns, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", nargs="+", default=list(MODELS))
-    cells: list[dict[str, Any]] = []
+    parser.add_argument("--model", nargs="+", default=list(MODELS), choices=MODELS)
+    path = RESULTS / "precision-speed.json"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"] if path.is_file() else []
     for model in parser.parse_args().model:
         with tempfile.TemporaryDirectory() as folder:
             bundles = {precision: exported(model, precision, Path(folder)) for precision in PRECISIONS}
-            for threads in THREADS:
-                cells += cells_of(model, bundles, threads)
-    document = {
-        "schema_version": 1,
-        "what": "one batch, preprocessed, to embedding and logits; bundles of each precision on each engine, in turns",
-        "commit": commit(),
-        "environment": environment(),
-        "cells": cells,
-    }
-    path = RESULTS / "precision-speed.json"
-    path.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
+            found = [cell for threads in THREADS for cell in cells_of(model, bundles, threads)]
+        cells = sorted(
+            [*(cell for cell in cells if cell["model"] != model), *found],
+            key=lambda cell: (MODELS.index(cell["model"]), cell["threads"], cell["batch"]),
+        )
+        document = {
+            "schema_version": 2,
+            "what": "one batch, preprocessed, to embedding and logits; each precision on each engine, in turns",
+            "environment": environment(),
+            "cells": cells,
+        }
+        path.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
     print(f"wrote {path.name}")
     return 0
 
@@ -104,7 +106,8 @@ def cells_of(model: str, bundles: dict[str, Path], threads: int) -> list[dict[st
                 calls: dict[str, Any] = {"eager": partial(visual, tensor)}
                 calls |= {name: partial(each.run, image, ("logits",)) for name, each in loaded.items()}
                 samples = timed(calls, batch).samples_ms
-            cells.append({"model": model, "threads": threads, "batch": batch, "samples_ms": dict(samples)})
+            place = {"model": model, "threads": threads, "batch": batch, "commit": commit()}
+            cells.append({**place, "samples_ms": dict(samples)})
             print(f"{model}, {threads} threads, batch {batch}", flush=True)
     return cells
 
