@@ -45,6 +45,7 @@ def families_table() -> str:
         f"- {model}, {precision}, after at most {minutes:g} min of repair: {reason}\n"
         for model, precision, minutes, reason in _reasons(by_model)
     ]
+    lines += ["\n", *(_gain(samples, engine) for engine in ENGINES)]
     if missing:
         lines.append(f"\nNot measured: {', '.join(missing)}.\n")
     lines.append("\n`-` is a precision or engine that was not measured.\n")
@@ -96,6 +97,19 @@ def _reasons(by_model: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterato
                 # The same of every size of batch.
                 failures = dict.fromkeys(_BATCH.sub(r"\1: ", each) for each in row["failures"])
                 yield model, precision, row["repair_minutes"], "; ".join(failures)
+
+
+def _gain(samples: Mapping[str, Mapping[str, list[float]]], engine: str) -> str:
+    eight, full = (f"{precision} on {engine}" for precision in ("int8", "fp32"))
+    ratios = {
+        statistics.median(each[eight]) / statistics.median(each[full]): model
+        for model, each in samples.items()
+        if eight in each and full in each
+    }
+    if not ratios:
+        return ""
+    least, most = min(ratios), max(ratios)
+    return f"- int8 to fp32 on {engine}: {least:.2f} ({ratios[least]}) to {most:.2f} ({ratios[most]})\n"
 
 
 def _ratio(samples: Mapping[str, list[float]], name: str, base: str) -> str:
