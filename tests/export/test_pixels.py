@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pixel_samples import empty_graph, graph_of, levels, noise_pixels, open_clips, prepared, preparing
@@ -18,6 +18,7 @@ from calipso_export.pixels.filters import is_vertical_first, split, weights
 from calipso_runtime.errors import UsageError
 from calipso_runtime.manifest import Preprocess
 from calipso_runtime.pixel_input import CHANNEL_ORDERS, MATMUL, PILLOW_12, PILLOW_13, PixelInput, passes_of
+from calipso_runtime.preprocess import resized_size
 
 openvino = pytest.importorskip("openvino")
 
@@ -178,11 +179,20 @@ def test_a_batch_of_several_pictures_is_what_each_is_alone() -> None:
 )
 def test_onnx_runtimes_graph_casts_last_and_gives_the_same(height: int, width: int, channels: str, mode: str) -> None:
     config, pixels = preparing(size=(32, 32), resize_mode=mode), noise_pixels(9, height, width, len(channels))
+    assume(0 not in resized_size(height, width, config))
     form = {"size": (height, width), "resize": MATMUL, "channels": channels}
 
     first, last = (prepared(pixels, config, casts_first=casts_first, **form) for casts_first in (True, False))
 
     np.testing.assert_array_equal(first, last)
+
+
+@pytest.mark.parametrize("size", [(1, 64), (64, 1)])
+def test_pictures_of_which_the_resize_leaves_nothing_are_refused(size: tuple[int, int]) -> None:
+    config = preparing(size=(32, 32), resize_mode="longest")
+
+    with pytest.raises(UsageError, match=rf"pictures of {size[0]}x{size[1]} \(--pixels-size\) are so long"):
+        graph_of(config, size=size, resize=MATMUL)
 
 
 def test_where_a_picture_shrinks_much_most_of_the_matrices_is_left_out() -> None:

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from calipso_export.pixels.filters import PRECISION_BITS, is_vertical_first, split, weights
 from calipso_export.pixels.nodes import COLUMNS, ROWS, Nodes, fixed_point
+from calipso_runtime.errors import UsageError
 from calipso_runtime.manifest import Preprocess
 from calipso_runtime.pixel_input import CHANNEL_ORDERS, PixelInput
 from calipso_runtime.preprocess import resample_name, resized_size
@@ -43,11 +44,22 @@ class _Block(NamedTuple):
 
 
 def levels(nodes: Nodes, pixels: ir.Value, given: PixelInput, config: Preprocess, *, casts_first: bool) -> ir.Value:
-    """Uint8 [B,H,W,C] -> float32 [B,3,h,w], whole levels, of the graph's size."""
+    """Uint8 [B,H,W,C] -> float32 [B,3,h,w], whole levels, of the graph's size.
+
+    Raises:
+        UsageError: nothing is left of pictures of this size, as Pillow too refuses to resize them.
+    """
     if given.size is None:
         message = "products with constant matrices resize pictures of one size"
         raise ValueError(message)
     resized = resized_size(*given.size, config)
+    if 0 in resized:
+        height, width = given.size
+        message = (
+            f"pictures of {height}x{width} (--pixels-size) are so long that their short side is nothing after the "
+            f"model's resize ({config.resize_mode}, to {config.size[0]}x{config.size[1]})"
+        )
+        raise UsageError(message)
     axes = [COLUMNS, ROWS]
     if is_vertical_first(given.size, resized, given.passes):
         axes.reverse()
