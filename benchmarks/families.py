@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, keep
 from benchmarks.forms import timed
 from benchmarks.precision_planted import drawn
 from benchmarks.precision_speed import ENGINES, opened_on
@@ -84,9 +84,7 @@ def main() -> int:
                 "rows": document["rows"],
                 "cells": document["cells"],
             }
-            partial_path = path.with_suffix(".partial")
-            partial_path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
-            partial_path.replace(path)
+            keep(path, written, indent=1)
             print(f"{model}, {found.get('precision', 'times')}: {found.get('status', 'measured')}", flush=True)
     return 0
 

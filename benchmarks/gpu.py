@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import RESULTS, ROOT
+from benchmarks import RESULTS, ROOT, keep
 from benchmarks.full_size import inputs
 from calipso_bench.config import BenchConfig
 from calipso_bench.environment import commit
@@ -110,13 +110,6 @@ def begin() -> None:
         shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True, exist_ok=True)
     mark.write_text(now, encoding="ascii")
-
-
-def keep(path: Path, document: dict[str, Any]) -> None:
-    """Write the results; a reader sees the old ones or the new ones."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def measure(model: str, batches: tuple[int, ...], usable: tuple[str, ...], progress: Progress) -> dict[str, Any]:

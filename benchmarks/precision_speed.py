@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks import RESULTS, ROOT
+from benchmarks import RESULTS, ROOT, keep
 from benchmarks.forms import timed
 from calipso_bench.environment import commit, environment
 from calipso_export import ExportConfig, export
@@ -56,7 +56,7 @@ def main() -> int:
             "environment": environment(),
             "cells": cells,
         }
-        path.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
+        keep(path, document)
     print(f"wrote {path.name}")
     return 0
 

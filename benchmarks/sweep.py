@@ -26,7 +26,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import RESULTS
+from benchmarks import RESULTS, keep
 from benchmarks.sweep_models import FEWEST_LAYERS, Listed, described
 from calipso_bench.environment import commit, environment
 from calipso_export.clip import open_clip
@@ -163,9 +163,7 @@ def write(path: Path, rows: Mapping[str, Any], names: Sequence[str]) -> None:
         "environment": environment(),
         "rows": [rows[name] for name in names],
     }
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    keep(path, document, indent=1)
 
 
 if __name__ == "__main__":

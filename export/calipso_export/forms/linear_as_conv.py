@@ -10,6 +10,8 @@ what it gains.
 import onnx_ir as ir
 
 from calipso_export.forms.matching import (
+    TO_CHANNELS,
+    TO_ROWS,
     constant,
     is_permutation,
     made_by,
@@ -23,8 +25,6 @@ from calipso_export.forms.matching import (
     viewed,
 )
 
-_TO_CHANNELS = (0, 3, 1, 2)
-_TO_ROWS = (0, 2, 3, 1)
 _RANK = 3
 # Channels come in blocks of up to 16; narrower layers gain nothing.
 _MIN_CHANNELS = 16
@@ -51,10 +51,10 @@ def _replace(graph: ir.Graph, product: ir.Node) -> bool:
         return False
     replaced, bias = _with_bias(product, outer)
     lined = reshape(graph, x, 1, -1, 1, inner)
-    first = transpose(lined.outputs[0], *_TO_CHANNELS)
+    first = transpose(lined.outputs[0], *TO_CHANNELS)
     kernel, turning = _kernel(graph, weight, inner, outer, is_turned=turned is not None)
     conv = ir.node("Conv", [first.outputs[0], kernel, *([] if bias is None else [bias])], {"kernel_shape": [1, 1]})
-    last = transpose(conv.outputs[0], *_TO_ROWS)
+    last = transpose(conv.outputs[0], *TO_ROWS)
     merged = reshape(graph, last.outputs[0], -1, shape[1], outer)
     replace_by(graph, replaced, [lined, first, *turning, conv, last, merged])
     return True
@@ -88,9 +88,9 @@ def _stay_in_channels(graph: ir.Graph) -> None:
         last = None if merged is None else made_by(merged.inputs[0], "Transpose")
         lined = only_consumer(node.outputs[0])
         first = None if lined is None else only_consumer(lined.outputs[0])
-        if merged is None or last is None or first is None or not is_permutation(last, *_TO_ROWS):
+        if merged is None or last is None or first is None or not is_permutation(last, *TO_ROWS):
             continue
-        if is_permutation(first, *_TO_CHANNELS):
+        if is_permutation(first, *TO_CHANNELS):
             node.replace_input_with(0, last.inputs[0])
             node.outputs[0].shape = None
             ir.convenience.replace_all_uses_with(first.outputs[0], node.outputs[0])

@@ -10,6 +10,8 @@ import onnx_ir as ir
 # Domain of ONNX Runtime's own operators.
 ORT_DOMAIN = "com.microsoft"
 ORT_DOMAIN_VERSION = 1
+# Permutations: maps [B,C,H,W] to rows of channels [B,H,W,C], and back.
+TO_ROWS, TO_CHANNELS = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 def nodes_of(graph: ir.Graph, *operators: str) -> Iterator[ir.Node]:
@@ -92,6 +94,11 @@ def viewed(graph: ir.Graph, value: ir.Value, name: str, *sizes: int) -> ir.Value
         message = f"{value.name} is no constant"
         raise ValueError(message)
     return add_constant(graph, name, array.reshape(sizes))
+
+
+def indices(graph: ir.Graph, *numbers: int) -> ir.Value:
+    """Starts, ends, axes or steps; equal ones are one initializer."""
+    return add_constant(graph, "_".join(("index", *map(str, numbers))), np.array(numbers, np.int64))
 
 
 def shape_constant(graph: ir.Graph, *sizes: int) -> ir.Value:

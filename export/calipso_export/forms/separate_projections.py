@@ -4,12 +4,13 @@ One product for all three is right where weights are read slowly and launches co
 convolution reads its weights once anyway, and the Split behind it is a copy.
 """
 
-import numpy as np
 import onnx_ir as ir
 
 from calipso_export.forms.matching import (
+    TO_ROWS,
     add_constant,
     constant,
+    indices,
     is_permutation,
     made_by,
     nodes_of,
@@ -18,8 +19,6 @@ from calipso_export.forms.matching import (
     static_shape,
     transpose,
 )
-
-_TO_ROWS = (0, 2, 3, 1)
 
 
 def separate_projections(graph: ir.Graph) -> int:
@@ -32,7 +31,7 @@ def _separate(graph: ir.Graph, split: ir.Node) -> bool:
     last = None if merged is None else made_by(merged.inputs[0], "Transpose")
     conv = None if last is None else made_by(last.inputs[0], "Conv")
     shape = static_shape(split.inputs[0])
-    if not is_permutation(last, *_TO_ROWS):
+    if not is_permutation(last, *TO_ROWS):
         return False
     if conv is None or shape is None or len(split.inputs) > 1 or len(conv.inputs) < 3:  # noqa: PLR2004
         return False
@@ -47,14 +46,10 @@ def _separate(graph: ir.Graph, split: ir.Node) -> bool:
         return False
     width = channels // parts
     for index, output in enumerate(split.outputs):
-        bounds = [_index(graph, index * width), _index(graph, (index + 1) * width), _index(graph, 0)]
+        bounds = [indices(graph, index * width), indices(graph, (index + 1) * width), indices(graph, 0)]
         kernel = ir.node("Slice", [conv.inputs[1], *bounds])
         part = add_constant(graph, f"{split.outputs[index].name}.bias", bias[index * width : (index + 1) * width])
         own = ir.node("Conv", [conv.inputs[0], kernel.outputs[0], part], {"kernel_shape": [1, 1]})
-        rows = transpose(own.outputs[0], *_TO_ROWS)
+        rows = transpose(own.outputs[0], *TO_ROWS)
         replace_by(graph, output, [kernel, own, rows, reshape(graph, rows.outputs[0], -1, length, width)])
     return True
-
-
-def _index(graph: ir.Graph, number: int) -> ir.Value:
-    return add_constant(graph, f"index_{number}", np.array([number], np.int64))

@@ -7,8 +7,11 @@ import onnx_ir as ir
 
 from calipso_export.forms.matching import (
     ORT_DOMAIN,
+    TO_CHANNELS,
+    TO_ROWS,
     add_constant,
     constant,
+    indices,
     is_permutation,
     made_by,
     nodes_of,
@@ -22,7 +25,6 @@ from calipso_export.forms.matching import (
 
 # Of int8, moved into uint8: x86 multiplies unsigned activations by signed weights.
 _MIDDLE = 128
-_CHANNELS_LAST, _CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 _RANK = 4
 # Of each number by itself: they may stand before a Transpose as well as behind it.
 _ELEMENTWISE = ("Gelu", "QuickGelu", "Relu")
@@ -80,14 +82,17 @@ def fuse_integer_products(graph: ir.Graph) -> int:
     count = 0
     for product in nodes_of(graph, "MatMul", "Conv"):
         activation, weight = (made_by(value, "DequantizeLinear") for value in product.inputs[:2])
-        if activation is None or weight is None or not is_product(product) or constant(weight.inputs[0]) is None:
+        window = _window(product)
+        if product.op_type == "Conv" and window is None:
+            continue
+        if activation is None or weight is None or constant(weight.inputs[0]) is None:
             continue
         quantise = made_by(activation.inputs[0], "QuantizeLinear")
         if quantise is None or scalar(activation.inputs[2]) != 0:
             continue
-        key = str(activation.outputs[0].name), _window(product)
+        key = str(activation.outputs[0].name), window
         if key not in read:
-            read[key] = _unsigned(graph, quantise, key[1])
+            read[key] = _unsigned(graph, quantise, window)
         _fuse(graph, product, read[key], weight)
         use_ort_domain(graph)
         count += 1
@@ -119,7 +124,7 @@ def _fuse(graph: ir.Graph, product: ir.Node, activation: _Activation, weight: ir
     if product.op_type == "Conv":
         last, bias = product.outputs[0], product.inputs[2] if len(product.inputs) > 2 else None  # noqa: PLR2004
         # The bytes stay those of the portable graph; the engine brings them into order once, when it loads.
-        nodes.append(ir.node("Transpose", [stored], {"perm": _CHANNELS_LAST}))
+        nodes.append(ir.node("Transpose", [stored], {"perm": TO_ROWS}))
         nodes.append(ir.node("Flatten", [nodes[-1].outputs[0]], {"axis": 1}))
         nodes.append(transpose(nodes[-1].outputs[0], 1, 0))
         stored = nodes[-1].outputs[0]
@@ -129,7 +134,7 @@ def _fuse(graph: ir.Graph, product: ir.Node, activation: _Activation, weight: ir
     fused = ir.node("MatMulIntegerToFloat", inputs[: 6 if bias is None else 7], domain=ORT_DOMAIN, name=product.name)
     nodes.append(fused)
     if product.op_type == "Conv":
-        nodes.append(transpose(fused.outputs[0], *_CHANNELS_FIRST))
+        nodes.append(transpose(fused.outputs[0], *TO_CHANNELS))
     replace_by(graph, last, nodes)
 
 
@@ -140,10 +145,10 @@ def _with_bias(product: ir.Node, scales: ir.Value | None) -> tuple[ir.Value, ir.
     if adding is None or adding.op_type != "Add":
         return last, None
     other = next((value for value in adding.inputs if value is not last), None)
-    array, width = constant(other), None if scales is None else scales.shape
-    return (
-        (adding.outputs[0], other) if array is not None and width is not None and array.shape == width else (last, None)
-    )
+    array, widths = constant(other), constant(scales)
+    if array is None or widths is None or array.shape != widths.shape:
+        return last, None
+    return adding.outputs[0], other
 
 
 def _unsigned(graph: ir.Graph, quantise: ir.Node, window: _Window | None) -> _Activation:
@@ -168,16 +173,14 @@ def _gathered(graph: ir.Graph, maps: ir.Value, window: _Window, zero: ir.Value) 
     nodes: list[ir.Node] = []
     if any(window.pads):
         above, left, below, right = window.pads
-        pads = add_constant(graph, "pads", np.array([0, above, left, 0, 0, below, right, 0], np.int64))
-        nodes.append(ir.node("Pad", [maps, pads, zero]))
+        nodes.append(ir.node("Pad", [maps, indices(graph, 0, above, left, 0, 0, below, right, 0), zero]))
         maps = nodes[-1].outputs[0]
-    axes = add_constant(graph, "axes_of_maps", np.array([1, 2], np.int64))
-    steps = add_constant(graph, "strides", np.array(window.strides, np.int64))
+    axes, steps = indices(graph, 1, 2), indices(graph, *window.strides)
     for place in np.ndindex(*window.kernel):
-        last = [first + step * (size - 1) for first, step, size in zip(place, window.strides, window.size, strict=True)]
-        starts = add_constant(graph, "starts", np.array(place, np.int64))
-        ends = add_constant(graph, "ends", np.array(last, np.int64) + 1)
-        nodes.append(ir.node("Slice", [maps, starts, ends, axes, steps]))
+        ends = (
+            first + step * (size - 1) + 1 for first, step, size in zip(place, window.strides, window.size, strict=True)
+        )
+        nodes.append(ir.node("Slice", [maps, indices(graph, *place), indices(graph, *ends), axes, steps]))
     parts = [node.outputs[0] for node in nodes if node.op_type == "Slice"]
     return [*nodes, ir.node("Concat", parts, {"axis": 3})]
 
@@ -187,6 +190,6 @@ def _channels_last(value: ir.Value) -> list[ir.Node]:
     producer = value.producer()
     if producer is not None and producer.op_type in _ELEMENTWISE and only_consumer(value) is not None:
         before = made_by(producer.inputs[0], "Transpose")
-        if before is not None and is_permutation(before, *_CHANNELS_FIRST):
+        if before is not None and is_permutation(before, *TO_CHANNELS):
             return [ir.node(producer.op_type, [before.inputs[0]], domain=producer.domain, name=f"{producer.name}/rows")]
-    return [transpose(value, *_CHANNELS_LAST)]
+    return [transpose(value, *TO_ROWS)]
