@@ -48,6 +48,12 @@ def threads_in_words(count: int) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
 
 
+def cpu_in_words(environment: Mapping[str, Any]) -> str:
+    """Return the CPU of a results document, and its instruction sets where the document records them."""
+    sets = environment.get("instruction_sets")
+    return f"{environment['cpu']} ({', '.join(sets)})" if sets else str(environment["cpu"])
+
+
 def listed(cells: Iterable[Cell]) -> str:
     """For a message."""
     return "; ".join(map(str, sorted(cells))) or "none"

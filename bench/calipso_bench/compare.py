@@ -18,7 +18,7 @@ DEFAULT_TOLERANCE = 0.05
 # What makes the times of two bundles comparable. Precision and file may differ: that is what is compared.
 _SAME_BUNDLE = ("model", "classes", "keys", "calip", "tip_adapter", "input")
 # What a reader has to know where it differs.
-_WORTH_A_NOTE = ("cpu", "cores", "python", "packages", "threads")
+_WORTH_A_NOTE = ("cpu", "instruction_sets", "cores", "python", "packages", "threads")
 _SEED = 0
 
 Float64 = npt.NDArray[np.float64]
@@ -166,10 +166,12 @@ def _check(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    before, after = old["environment"], new["environment"]
+    # Results of earlier versions have no instruction sets: only what both runs record can differ.
     notes = [
-        f"the runs differ in {name}: {old['environment'].get(name)} against {new['environment'].get(name)}"
+        f"the runs differ in {name}: {before[name]} against {after[name]}"
         for name in _WORTH_A_NOTE
-        if old["environment"].get(name) != new["environment"].get(name)
+        if name in before and name in after and before[name] != after[name]
     ]
     if old["bundle"].get("sha256") != new["bundle"].get("sha256"):
         notes.append("the bundles are different files")

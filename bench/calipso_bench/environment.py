@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from calipso_runtime.devices import cpu_count, cpu_name, cuda_driver
+from calipso_runtime.devices import cpu_count, cpu_name, cuda_driver, instruction_sets
 
 _PACKAGES = (
     "calipso",
@@ -32,9 +32,13 @@ _HERE, _RESULTS = Path(__file__).resolve().parent, "benchmarks/results"
 
 
 def environment() -> dict[str, Any]:
-    """CPU, clocks, memory, versions, thread settings and GPU, as JSON types."""
+    """CPU, instruction sets, clocks, memory, versions, thread settings and GPU, as JSON types.
+
+    Results that were recorded by earlier versions have no "instruction_sets".
+    """
     return {
         "cpu": cpu_name(),
+        "instruction_sets": list(instruction_sets()),
         "cores": cpu_count(),
         "clocks": clocks(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),

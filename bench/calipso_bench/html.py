@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from calipso_bench import web
-from calipso_bench.cells import threads_in_words
+from calipso_bench.cells import cpu_in_words, threads_in_words
 from calipso_bench.markdown import setup
 from calipso_bench.report_tables import cell_tables, in_short, own_rows, processes
 from calipso_bench.stats import UNSTABLE_CV, summary
@@ -43,12 +43,12 @@ def page(document: Document) -> str:
 
 
 def _lead(document: Document) -> str:
-    bundle, seen = document["bundle"], document.get("pictures", {})
+    bundle, machine, seen = document["bundle"], document["environment"], document.get("pictures", {})
     heads = [name for name, key in (("CALIP", "calip"), ("Tip-Adapter", "tip_adapter")) if bundle[key]]
     text = (
         f"{bundle['name']}: {bundle['model']}, {bundle['classes']} classes, {bundle['keys']} keys, "
         f"{' and '.join(heads) or 'zero-shot'}, {bundle['precision']}, {bundle['file_bytes'] / 1e6:.1f} MB, sha256 "
-        f"{bundle['sha256'][:12]}. On {document['environment']['cpu']}, {document['environment']['cores']} cores. "
+        f"{bundle['sha256'][:12]}. On {cpu_in_words(machine)}, {machine['cores']} cores. "
         f"Pictures: {seen.get('source', 'not said')}."
     )
     random = (
@@ -122,7 +122,7 @@ def _words(value: Any) -> str:
     if isinstance(value, Mapping):
         return "; ".join(f"{name} {_words(each)}" for name, each in value.items()) or "none"
     if isinstance(value, list):
-        return ", ".join(map(_words, value))
+        return ", ".join(map(_words, value)) or "none"
     return "not known" if value is None else str(value)
 
 

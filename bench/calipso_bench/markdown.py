@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from calipso_bench.cells import cpu_in_words
 from calipso_bench.contenders import REFERENCE
 from calipso_bench.stats import UNSTABLE_CV, ratio_interval, summary
 from calipso_bench.work import FLOPS, achieved_gflops
@@ -44,7 +45,7 @@ def _title(document: Document) -> str:
     gpu = f", {machine['gpu']['name']}" if machine["gpu"] else ""
     unfinished = "" if document["finished"] else "\nThis run is not finished: cells are missing.\n"
     return (
-        f"{bundle['model']}, {', '.join(head)}, {bundle['precision']}{random}; on {machine['cpu']}, "
+        f"{bundle['model']}, {', '.join(head)}, {bundle['precision']}{random}; on {cpu_in_words(machine)}, "
         f"{machine['cores']} cores{gpu}. Pictures: {document['pictures']['source']}.\n{unfinished}"
     )
 

@@ -13,6 +13,12 @@ DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _NAME_BYTES = 256
 _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+# The instruction sets that engines choose their kernels by, as Linux names them: x86-64's, then AArch64's.
+_INSTRUCTION_SETS = (
+    *("sse4_1", "sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl"),
+    *("avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16"),
+    *("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +83,15 @@ def cpu_flags() -> str:
             if key.strip() in ("flags", "Features"):
                 return value.strip()
     return ""
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Return the CPU's instruction sets for vectors and matrices, as Linux names them; empty where none are listed.
+
+    Engines choose their kernels by them, so speed and the last digits of answers depend on them.
+    """
+    found = set(cpu_flags().split())
+    return tuple(name for name in _INSTRUCTION_SETS if name in found)
 
 
 def has_x86_vectors() -> bool:

@@ -31,6 +31,7 @@ class Report(TypedDict):
     platform: str
     cpu: str
     cpu_count: int
+    instruction_sets: list[str]
     memory_bytes: int | None
     packages: dict[str, str | None]
     onnxruntime: str | None
@@ -56,6 +57,7 @@ def examine() -> Report:
         platform=platform.platform(),
         cpu=devices.cpu_name(),
         cpu_count=devices.cpu_count(),
+        instruction_sets=list(devices.instruction_sets()),
         memory_bytes=devices.memory_bytes(),
         packages={name: installed_version(name) for name in ("numpy", "pillow", "click", "rich", "tokenizers", "ftfy")},
         onnxruntime=installed_version(*_ORT_DISTRIBUTIONS),

@@ -104,6 +104,14 @@ def test_a_different_machine_is_noted() -> None:
     assert "the runs differ in cpu: A CPU <64> & more against another" in compare(document(), new).markdown()
 
 
+def test_other_instruction_sets_are_noted_and_missing_ones_are_not() -> None:
+    older, wide, narrow = (document(seed=seed) for seed in (1, 2, 3))
+    wide["environment"]["instruction_sets"], narrow["environment"]["instruction_sets"] = ["avx2", "fma"], ["avx2"]
+
+    assert "the runs differ in instruction_sets: ['avx2'] against ['avx2', 'fma']" in compare(narrow, wide).markdown()
+    assert "the runs differ" not in compare(older, wide).markdown()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from calipso_bench import environment
+from calipso_runtime import devices
 from calipso_runtime.devices import CudaDriver
 
 
@@ -54,6 +55,7 @@ def test_the_environment_is_json_and_names_no_machine() -> None:
 
     text = json.dumps(found)
     assert found["cpu"]
+    assert found["instruction_sets"] == list(devices.instruction_sets())
     assert found["cores"] >= 1
     assert found["packages"]["numpy"]
     assert socket.gethostname() not in text

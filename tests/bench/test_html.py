@@ -100,6 +100,14 @@ def test_the_same_document_is_the_same_page() -> None:
     assert page(document(**SMALL)) == page(document(**SMALL))
 
 
+def test_the_page_names_the_instruction_sets_where_they_were_recorded() -> None:
+    older, newer = document(**SMALL), document(**SMALL)
+    newer["environment"]["instruction_sets"] = ["avx2", "fma"]
+
+    assert "On A CPU &lt;64&gt; &amp; more, 2 cores. " in page(older)
+    assert "On A CPU &lt;64&gt; &amp; more (avx2, fma), 2 cores. " in page(newer)
+
+
 def test_names_are_data() -> None:
     hostile = '<script>alert("x")</script> $\\alpha$ $ 猫'
     changed = document(**SMALL)

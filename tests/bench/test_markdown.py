@@ -35,6 +35,14 @@ def document() -> dict[str, Any]:
     return found
 
 
+def test_the_title_names_the_instruction_sets_where_they_were_recorded(document: dict[str, Any]) -> None:
+    older = markdown(document)
+    document["environment"]["instruction_sets"] = ["avx2", "fma"]
+
+    assert "; on a CPU, 2 cores. " in older
+    assert "; on a CPU (avx2, fma), 2 cores. " in markdown(document)
+
+
 def test_rows_are_fastest_first_with_their_ratio_to_eager(document: dict[str, Any]) -> None:
     text = markdown(document)
 

@@ -104,6 +104,7 @@ def test_doctor_tells_that_the_cpu_works(output: Output) -> None:
     assert report["python"] == ".".join(map(str, sys.version_info[:3]))
     assert report["packages"]["numpy"]
     assert report["cpu_count"] >= 1
+    assert report["instruction_sets"] == list(devices.instruction_sets())
     assert report["memory_bytes"] is None or report["memory_bytes"] > 1 << 28
 
 
@@ -121,6 +122,16 @@ def test_doctor_names_the_devices(output: Output, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(devices, "cuda_driver", lambda: CudaDriver(version="12.8", devices=("GPU one", "GPU two")))
 
     assert "CUDA 12.8: GPU one, GPU two" in output("doctor")
+
+
+@pytest.mark.parametrize(("flags", "told"), [("fpu avx2 avx", "avx, avx2"), ("", "unknown")])
+def test_doctor_names_the_instruction_sets(
+    output: Output, monkeypatch: pytest.MonkeyPatch, flags: str, told: str
+) -> None:
+    monkeypatch.setattr(devices, "cpu_flags", lambda: flags)
+
+    (line,) = [line for line in output("doctor").splitlines() if "instructions" in line]
+    assert line.split(maxsplit=1)[1].strip() == told
 
 
 def test_doctor_says_which_extra_brings_what_is_missing() -> None:

@@ -36,6 +36,7 @@ def _rows(report: Report) -> list[tuple[str, str]]:
         ("Python", report["python"]),
         ("platform", report["platform"]),
         ("CPU", f"{report['cpu']}, {report['cpu_count']} usable"),
+        ("instructions", ", ".join(report["instruction_sets"]) or "unknown"),
         ("memory", "unknown" if memory is None else f"{memory / _GIB:.1f} GiB"),
     ]
     rows += [(name, version or "not installed") for name, version in report["packages"].items()]
