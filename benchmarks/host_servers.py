@@ -8,7 +8,6 @@ import http.client
 import importlib
 import importlib.util
 import json
-import signal
 import socket
 import subprocess
 import sys
@@ -124,8 +123,13 @@ def ray_serve(bundle: Path) -> Iterator[Connect]:
                 raise RuntimeError(message)
             yield functools.partial(_http_client, port)
         finally:
-            service.send_signal(signal.SIGINT)
-            service.communicate(timeout=60)
+            # Not SIGINT, which it ignores where this runs in the background of a shell.
+            service.terminate()
+            try:
+                service.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                service.kill()
+                raise
 
 
 def check_ray() -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from calipso_bench import run as run_module
 from calipso_runtime.cli import calipso
+from child_process import child
 
 QUICK = ("--against", "", "--threads", "1", "--seconds", "0.02")
 # The machine's peaks take long to measure, and torch to import.
@@ -34,9 +35,9 @@ def bench(*arguments: object) -> Result:
     return CliRunner().invoke(calipso, ["bench", *map(str, arguments)])
 
 
-def process(*arguments: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", PROGRAM, "bench", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def process(*arguments: object) -> "contextlib.AbstractContextManager[subprocess.Popen[str]]":
+    command = [sys.executable, "-c", PROGRAM, "bench", *arguments]
+    return child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
@@ -175,9 +176,9 @@ def test_a_baseline_that_holds_no_results_is_refused_before_anything_is_measured
 
 def test_without_torch_the_bundle_is_measured_and_its_rivals_say_why_not(tiny: Path, tmp_path: Path) -> None:
     arguments = ("--threads", "1", "--batch", "1", "--seconds", "0.05", "--stages", "classify")
-    running = process(tiny, *arguments, "--json", tmp_path / "a.json")
 
-    out, err = running.communicate(timeout=120)
+    with process(tiny, *arguments, "--json", tmp_path / "a.json") as running:
+        out, err = running.communicate(timeout=120)
 
     assert running.returncode == 0, err
     document = read_json(tmp_path / "a.json")
@@ -199,15 +200,15 @@ def test_a_signal_exits_130_and_keeps_the_file_and_no_work_folder(
     path = tmp_path / "a.json"
     # Slices of a minute: it is in the middle of the first one.
     arguments = ("--against", "", "--threads", "1", "--seconds", "300", "--scenario", "throughput", "--json", path)
-    running = process(tiny, *arguments)
-    for _ in range(1200):
-        if running.poll() is not None or (path.exists() and read_json(path)["verification"]):
-            break
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            running.wait(timeout=0.05)
+    with process(tiny, *arguments) as running:
+        for _ in range(1200):
+            if running.poll() is not None or (path.exists() and read_json(path)["verification"]):
+                break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.wait(timeout=0.05)
 
-    running.send_signal(number)
-    out, err = running.communicate(timeout=60)
+        running.send_signal(number)
+        out, err = running.communicate(timeout=60)
 
     assert (running.returncode, out) == (130, ""), err
     assert "a.json keeps what was measured" in err

@@ -1,6 +1,7 @@
 """The Ray examples on a real local Ray: whoever is killed, each picture is answered once, as the runtime answers it."""
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import json
@@ -28,6 +29,7 @@ import calipso_runtime
 from calipso_runtime import bundle, graph_file
 from calipso_runtime.errors import CalipsoError, OutputPathError
 from calipso_runtime.manifest import write_manifest
+from child_process import child
 
 pytest.importorskip("ray", reason="needs Ray: pip install 'calipso[ray]'")
 pq = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow: pip install 'calipso[ray]'")
@@ -77,19 +79,23 @@ BROKEN = {f"{number}/{number:04}.jpg": each for number, each in enumerate(bad_pi
 @pytest.fixture
 def start() -> Iterator[Run]:
     """Starts an example; what it leaves running is ended."""
-    started: list[subprocess.Popen[str]] = []
+    with contextlib.ExitStack() as started:
 
-    def begin(script: str, *arguments: object) -> "subprocess.Popen[str]":
-        command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        started.append(process)
-        return process
+        def begin(script: str, *arguments: object) -> "subprocess.Popen[str]":
+            command = [sys.executable, EXAMPLES / script, *arguments]
+            pipe = subprocess.PIPE
+            process = started.enter_context(child(command, stdout=pipe, stderr=pipe, text=True))
+            started.callback(interrupt, process)
+            return process
 
-    yield begin
-    for process in started:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            process.communicate(timeout=120)
+        yield begin
+
+
+def interrupt(process: "subprocess.Popen[str]") -> None:
+    """End an example that still runs, together with its Ray: a kill would leave that behind."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
 
 
 def parts(output: Path) -> list[Path]:

@@ -30,6 +30,7 @@ from host_samples import (
 from PIL import Image
 
 import serve
+from child_process import child
 
 CHROMIUM = find_chromium()
 LIBRARY = serve.PAGE / "node_modules" / "onnxruntime-web"
@@ -263,14 +264,13 @@ def test_the_camera_s_frames_are_answered(browser: Chromium, served: Callable[..
 
 def test_the_script_serves_with_the_headers_or_without(pixel_bundles: Path) -> None:
     for flags, isolated in ((["--port", "0"], True), (["--port", "0", "--single-thread"], False)):
-        command = [sys.executable, serve.__file__, str(pixel_bundles / "any"), *flags]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        command = [sys.executable, serve.__file__, pixel_bundles / "any", *flags]
+        with child(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             url = process.stdout.readline().strip()
             with urllib.request.urlopen(f"{url}bundle/manifest.json") as answer:  # noqa: S310 - our own server
                 assert ("Cross-Origin-Embedder-Policy" in answer.headers) is isolated
                 assert b"schema_version" in answer.read()
-            process.terminate()
 
 
 def test_the_script_refuses_what_is_no_bundle(tmp_path: Path) -> None:

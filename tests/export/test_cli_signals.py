@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from export_samples import HEAD, below
 
+from child_process import child
+
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and limits of POSIX")
 # Files of the graph are larger than this, those of the store of photos are not.
 LIMIT_BYTES = 300_000
@@ -39,19 +41,18 @@ def arguments(tiny_vit: Path, shots: Path, tmp_path: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_exits_130_and_leaves_nothing(arguments: list[str], tmp_path: Path, number: signal.Signals) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "calipso_runtime", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    for _ in range(3000):
-        if process.poll() is not None or below(tmp_path / "result"):
-            break
-        try:
-            process.wait(timeout=0.02)
-        except subprocess.TimeoutExpired:
-            continue
-    working = below(tmp_path / "result")
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    command = [sys.executable, "-m", "calipso_runtime", *arguments]
+    with child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for _ in range(3000):
+            if process.poll() is not None or below(tmp_path / "result"):
+                break
+            try:
+                process.wait(timeout=0.02)
+            except subprocess.TimeoutExpired:
+                continue
+        working = below(tmp_path / "result")
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
 
     assert len(working) == 1
     assert (process.returncode, out, err) == (130, b"", b"")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from calipso_export.fewshot.store import FeatureStore, key_of
 from calipso_runtime.caching import cache_folder
 from calipso_runtime.errors import UsageError
+from child_process import child
 
 EXAMPLES = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -114,12 +115,10 @@ with FeatureStore(Path(sys.argv[1])) as store:
 
 
 def test_two_processes_share_a_store(tmp_path: Path) -> None:
-    processes = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], stderr=subprocess.PIPE)
-        for name in ("first", "second")
-    ]
+    first, second = ([sys.executable, "-c", WRITER, tmp_path, name] for name in ("first", "second"))
 
-    errors = [process.communicate(timeout=60)[1] for process in processes]
+    with child(first, stderr=subprocess.PIPE) as one, child(second, stderr=subprocess.PIPE) as other:
+        errors = [process.communicate(timeout=60)[1] for process in (one, other)]
 
     assert errors == [b"", b""]
     with FeatureStore(tmp_path) as store:

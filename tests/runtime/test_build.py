@@ -26,6 +26,7 @@ from calipso_runtime.engines.build import build
 from calipso_runtime.engines.options import BatchRange, BuildOptions
 from calipso_runtime.engines.plans import engines_folder, read_plan
 from calipso_runtime.errors import BackendUnavailableError, EngineBuildError, UsageError
+from child_process import child
 
 SMALL = BuildOptions(profiles=(BatchRange.parse("1,2,4"),))
 ON_GPU = Path(__file__).parent / "stand_ins" / "on_gpu.py"
@@ -350,9 +351,9 @@ def test_an_interrupted_build_ends_soon_keeps_what_it_measured_and_leaves_nothin
     held_to: Path, stand_in_library: Path, tmp_path: Path, number: int
 ) -> None:
     cache = tmp_path / "measured.timing"
-    command = [sys.executable, str(ON_GPU), str(stand_in_library), "build", str(held_to), "--timing-cache", str(cache)]
+    command = [sys.executable, ON_GPU, stand_in_library, "build", held_to, "--timing-cache", cache]
     environment = {**os.environ, "SLOW_STEP_S": "0.02"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with child(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "building\n"
         time.sleep(0.2)

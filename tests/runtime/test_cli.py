@@ -21,6 +21,7 @@ from runtime_samples import LABELS, MakeBundle, picture
 import calipso_runtime
 from calipso_runtime.backends import BACKENDS
 from calipso_runtime.cli import calipso
+from child_process import child
 
 Run = Callable[..., Result]
 
@@ -297,18 +298,15 @@ def test_a_real_process_fails_with_1_and_refuses_with_2(tiny: Path, tmp_path: Pa
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc for the moment to interrupt")
 def test_ctrl_c_exits_130_quietly(tiny: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "calipso_runtime", "classify", str(tiny), "-"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 20
-    while "libonnxruntime" not in Path(f"/proc/{process.pid}/maps").read_text() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    command = [sys.executable, "-m", "calipso_runtime", "classify", tiny, "-"]
+    pipe = subprocess.PIPE
+    with child(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        deadline = time.monotonic() + 20
+        while "libonnxruntime" not in Path(f"/proc/{process.pid}/maps").read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
 
     assert (process.returncode, out, err) == (130, b"", b"")
 
@@ -317,16 +315,14 @@ def test_ctrl_c_exits_130_quietly(tiny: Path) -> None:
 def test_a_reader_that_leaves_early_gets_no_traceback(tiny: Path, tmp_path: Path) -> None:
     for number in range(400):
         Image.new("RGB", (4, 4), (number % 256, 0, 0)).save(tmp_path / f"{number:03}{'x' * 200}.png")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "calipso_runtime", "classify", str(tiny), str(tmp_path), "--batch", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.stdout.close()
-    err = process.stderr.read()
-    process.stderr.close()
+    command = [sys.executable, "-m", "calipso_runtime", "classify", tiny, tmp_path, "--batch", "1"]
+    with child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        err = process.stderr.read()
+        code = process.wait(timeout=30)
 
-    assert process.wait(timeout=30) != 0
+    assert code != 0
     assert err == b""

@@ -16,6 +16,7 @@ from calipso_runtime.engines.options import BatchRange, BuildOptions, trtexec_co
 from calipso_runtime.engines.plans import Machine, PlanRecord
 from calipso_runtime.errors import BackendUnavailableError, BundleCorruptError, EngineBuildError, UsageError
 from calipso_runtime.graph_file import seal_of
+from child_process import child
 
 HERE = Machine(
     gpu="Orin", capability=(8, 7), tensorrt="10.3.0.30", cuda_driver="12.6", system="Linux", processor="aarch64"
@@ -195,14 +196,13 @@ with plans.building(Path(sys.argv[1])):
 
 
 def test_two_processes_do_not_build_into_one_bundle(folder: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as other:
+    with child([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
 
         reason = rf"another process \({other.pid}\) is building into"
         with pytest.raises(EngineBuildError, match=reason), plans.building(folder):
             pass
-        other.kill()
 
     # However it ended, its lock is gone with it.
     with plans.building(folder):

@@ -17,6 +17,7 @@ from calipso_runtime import load
 from calipso_runtime.bundle import open_bundle
 from calipso_runtime.errors import CalipsoWarning
 from calipso_runtime.head.check import verify_head
+from child_process import child
 
 TEACHER = Path(__file__).with_name("killed_teacher.py")
 KILLS = 200
@@ -27,7 +28,7 @@ LONGEST_S = 0.25
 def killed_after(bundle: Path, seed: int, seconds: float) -> list[dict[str, list[str]]]:
     """Let a process teach for so long after it is ready; what it had said by then."""
     command = [sys.executable, str(TEACHER), str(bundle), str(seed)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         ready = process.stdout.readline()

@@ -29,6 +29,7 @@ import calipso_runtime
 from calipso_runtime.cli import calipso
 from calipso_runtime.errors import BackendUnavailableError, ImageError, InputError, UsageError
 from calipso_runtime.video import Smoother, _chooser, classify_video, frames
+from child_process import child
 
 av = pytest.importorskip("av", reason="needs PyAV: pip install 'calipso[video]'")
 
@@ -483,18 +484,14 @@ def stream(film: Path, tmp_path: Path) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_live_stream_is_answered_as_it_comes_and_ctrl_c_ends_it(tiny: Path, stream: str) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "calipso_runtime", "classify", str(tiny), stream, "--top", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    # The film has not ended, and these are there.
-    came = [json.loads(line)["frame"] for line in itertools.islice(process.stdout, 20)]
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    command = [sys.executable, "-m", "calipso_runtime", "classify", tiny, stream, "--top", "1"]
+    with child(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        # The film has not ended, and these are there.
+        came = [json.loads(line)["frame"] for line in itertools.islice(process.stdout, 20)]
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
 
     assert came == list(range(20))
     assert (process.returncode, err) == (130, "")
