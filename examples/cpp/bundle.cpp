@@ -75,6 +75,15 @@ void read_confidence(Bundle& bundle, const json& confidence, const path& file) {
     }
 }
 
+bool may_overflow(const json& manifest) {
+    const auto precision = manifest.value("precision", std::string("fp32"));
+    if (precision.rfind("int8", 0) != 0 || precision == "int8-weights") {
+        return false;
+    }
+    const auto graph = manifest.value("graph", json::object());
+    return !graph.value("precision", json::object()).value("pair_safe", false);
+}
+
 Bundle read_manifest(const path& directory, const path& file, const json& manifest) {
     Bundle bundle{};
     read_input(bundle, manifest.value("input", json()), file);
@@ -82,6 +91,7 @@ Bundle read_manifest(const path& directory, const path& file, const json& manife
     read_confidence(bundle, manifest.value("confidence", json::object()), file);
     bundle.labels = manifest.at("labels").get<std::vector<std::string>>();
     bundle.parity_failed = manifest.at("parity") == "failed";
+    bundle.may_overflow = may_overflow(manifest);
     const auto& files = manifest.at("files");
     for (const char* name : {"model.onnx", "model.onnx.data", "model.ort.onnx"}) {
         if (files.contains(name)) {

@@ -25,6 +25,8 @@ struct Bundle {
     double temperature;
     std::optional<double> unknown_below;
     bool parity_failed;
+    // Whether products of its int8 weights can overflow on an x86 CPU without VNNI.
+    bool may_overflow;
 };
 
 // A directory that `calipso export --pixels` wrote.

@@ -52,6 +52,10 @@ public:
         if (threads > 0) {
             options.SetIntraOpNumThreads(threads);
         }
+        if (bundle_.may_overflow) {
+            // Makes int8 weights uint8 on x86, whose products are exact on every CPU, and slower.
+            options.AddConfigEntry("session.x64quantprecision", "1");
+        }
         try {
             session_ = Ort::Session(environment_, bundle_.model.c_str(), options);
         } catch (const Ort::Exception& error) {

@@ -92,7 +92,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--io-dtype", type=click.Choice(IO_DTYPES), help="Of the graph's input and outputs (default fp32).")
 @click.option("--calib-data", type=_PATH, metavar="DIR", help="Pictures to calibrate int8 and fp8 on (default: shots).")
 @click.option("--calib-pictures", type=int, help="At most so many of them (default 256).")
-@click.option("--reduce-range", is_flag=True, default=None, help="7-bit int8 weights, for CPUs without VNNI.")
+@click.option("--full-range", is_flag=True, default=None, help="Finer int8 weights: slower on CPUs without VNNI.")
 @click.option("--pin", multiple=True, metavar="LAYER", help="Keep a layer in fp32; may be given several times.")
 @click.option("--repair-minutes", type=float, help="Budget to find layers that must stay in fp32 (default 15).")
 @click.option(

@@ -85,7 +85,8 @@ class ExportConfig:
         io_dtype: type of the graph's input and outputs, "fp32" or "fp16".
         calib_data: pictures to measure the ranges of activations on; the shots where None.
         calib_pictures: how many of them at most.
-        reduce_range: 7-bit weights in int8 graphs, for CPUs without VNNI, which saturate with 8.
+        full_range: use all eight bits of int8 weights. By default they are scaled so that CPUs without VNNI cannot
+            overflow; this is more exact on GPUs, and slower on those CPUs.
         pin: names of layers or nodes that stay in fp32, whatever the gates say.
         repair_minutes: how long layers are searched for that have to stay in fp32 when a gate fails; 0 for not at all.
         verify_data: pictures to verify on; the shots where None. In folders named like the classes,
@@ -140,7 +141,7 @@ class ExportConfig:
     io_dtype: str = "fp32"
     calib_data: Path | None = None
     calib_pictures: int = 256
-    reduce_range: bool = False
+    full_range: bool = False
     pin: tuple[str, ...] = ()
     repair_minutes: float = 15.0
     verify_data: Path | None = None

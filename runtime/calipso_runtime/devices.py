@@ -104,6 +104,11 @@ def has_vnni() -> bool:
     return not {"avx512_vnni", "avx_vnni"}.isdisjoint(cpu_flags().split())
 
 
+def adds_pairs_in_16_bits() -> bool:
+    """Whether eight-bit products may saturate: on an x86 CPU without VNNI, or where its flags are not known."""
+    return has_x86_vectors() and not has_vnni()
+
+
 def cpu_quota() -> int | None:
     """CPUs' worth of time that a container may use, rounded up; None without a limit (cgroup v2, `cpu.max`)."""
     try:

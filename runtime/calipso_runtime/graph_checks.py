@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from calipso_runtime import devices
 from calipso_runtime.backends import Backend
 from calipso_runtime.bundle import Bundle
 from calipso_runtime.errors import BundleCorruptError
@@ -60,20 +59,15 @@ def check_text_graph(engine: Backend, manifest: Manifest, path: Path) -> None:
     _check(engine, manifest.graph.get("text", manifest.graph), _promised_of_texts(manifest), path)
 
 
-def doubts(path: str | Path, engine: Backend, manifest: Manifest) -> list[str]:
-    """What whoever loads the bundle is warned of."""
-    found = []
-    if manifest.parity == "failed":
-        found.append(
-            f"{path} failed its parity gate: it does not answer like the model it was exported from. "
-            "See its parity.json, and export it again"
-        )
-    if engine.name == "ort" and _saturates(manifest):
-        found.append(
-            f"{path} holds 8-bit weights, which this CPU (no VNNI) may add up with saturation: answers can be wrong. "
-            "Check them with `calipso verify`, or export again with --reduce-range"
-        )
-    return found
+def doubts(path: str | Path, manifest: Manifest) -> list[str]:
+    """Return the warnings for whoever loads the bundle, one sentence each."""
+    if manifest.parity != "failed":
+        return []
+    message = (
+        f"{path} failed its parity gate: it does not answer like the model it was exported from. "
+        "See its parity.json, and export it again"
+    )
+    return [message]
 
 
 def _promised(manifest: Manifest, *, has_texts: bool) -> _Promised:
@@ -101,13 +95,6 @@ def _check(engine: Backend, described: Mapping[str, Any], promised: _Promised, p
         seen = "is not there" if tensor is None else f"is {tensor.dtype} {list(tensor.shape)}"
         message = f"{path}: its {name} {seen}, its manifest promises {dtype} {list(expected)}. Export it again"
         raise BundleCorruptError(message)
-
-
-def _saturates(manifest: Manifest) -> bool:
-    """Whether eight-bit products may overflow the 16 bits in which x86 CPUs without VNNI add two of them."""
-    if not manifest.precision.startswith("int8") or manifest.graph.get("precision", {}).get("reduce_range"):
-        return False
-    return devices.has_x86_vectors() and not devices.has_vnni()
 
 
 def _promised_dtype(described: Mapping[str, Any], name: str) -> str:

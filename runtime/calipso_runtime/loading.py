@@ -82,8 +82,7 @@ def load(
         InputError: there is no such truncation.
 
     Warns:
-        CalipsoWarning: the bundle was written although its parity gate had failed; or its 8-bit weights may
-            saturate on this CPU.
+        CalipsoWarning: the bundle was written although its parity gate had failed.
     """
     check_truncation(truncation)
     connecting = _connecting(backend, threads, gpu, keep_optimised=keep_optimised)
@@ -96,7 +95,7 @@ def load(
     except CalipsoError:
         engine.close()
         raise
-    for message in doubts(path, engine, manifest):
+    for message in doubts(path, manifest):
         warnings.warn(message, CalipsoWarning, stacklevel=2)
     texts = opened.texts(text_cache_bytes, truncation) if manifest.takes_labels else None
     return Classifier(engine, manifest, backend_reason=opened.reason, teacher=teacher, texts=texts)
@@ -139,7 +138,7 @@ def load_embedder(
             "`load`, whose `embed` gives features of pictures"
         )
         raise UsageError(message)
-    for message in doubts(path, opened.engine, opened.manifest):
+    for message in doubts(path, opened.manifest):
         warnings.warn(message, CalipsoWarning, stacklevel=2)
     return Embedder(opened.engine, opened.manifest, opened.texts(text_cache_bytes), backend_reason=opened.reason)
 

@@ -67,7 +67,6 @@ def lowering(model: ir.Model, precision: Precision, *, pinned: Mapping[str, str]
         precision=precision,
         pinned=pinned or {},
         io_dtype="fp32",
-        reduce_range=False,
         calibration={},
     )
 

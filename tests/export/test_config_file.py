@@ -37,7 +37,7 @@ max_drop = 0.5
 io_dtype = "fp16"
 calib_data = "calib"
 calib_pictures = 64
-reduce_range = true
+full_range = true
 pin = ["tower.visual.conv1"]
 repair_minutes = 2.5
 preprocess = { interpolation = "bilinear" }
@@ -70,7 +70,7 @@ def test_every_setting_arrives(folder: Path) -> None:
     assert (config.epochs, config.opset, config.overwrite) == (3, 20, True)
     assert (config.precision, config.target, config.io_dtype) == ("int8", "gpu", "fp16")
     assert (config.max_drop, config.repair_minutes) == (0.5, 2.5)
-    assert (config.calib_pictures, config.reduce_range, config.pin) == (64, True, ("tower.visual.conv1",))
+    assert (config.calib_pictures, config.full_range, config.pin) == (64, True, ("tower.visual.conv1",))
     assert config.gates == {"max_relative_logit_error": 1e-3}
     assert config.preprocess == {"interpolation": "bilinear"}
 
@@ -169,7 +169,7 @@ def test_a_missing_file_is_said(folder: Path, name: str) -> None:
         'repair_minutes = "long"',
         "calib_data = 3",
         "calib_pictures = 2.5",
-        'reduce_range = "no"',
+        'full_range = "no"',
         'io_dtype = "fp64"',
         'target = "tpu"',
         "pretrained = 3",

@@ -13,7 +13,7 @@ from precision_samples import graph_of, lowered, node, node_named, run
 from calipso_export.forms.matching import ORT_DOMAIN
 from calipso_export.precision import PRECISIONS
 from calipso_export.precision.integer_products import fuse_integer_products, is_product
-from calipso_export.precision.quantised import INT8, quantise
+from calipso_export.precision.quantised import INT8_PAIR_SAFE, quantise
 
 WIDTH = 64
 NAMES = "qkv"
@@ -54,7 +54,7 @@ def maps(*, between: str = "", kernel: tuple[int, int] = (1, 1), **attributes: o
 def quantised(model: ir.Model) -> ir.Model:
     """With eight bits in all but the first and the last product."""
     names = {str(value.name) for each in model.graph for value in each.outputs}
-    quantise(model.graph, INT8, ranges=dict.fromkeys(names, 6.0))
+    quantise(model.graph, INT8_PAIR_SAFE, ranges=dict.fromkeys(names, 6.0))
     return model
 
 
@@ -168,7 +168,7 @@ def test_convolutions_of_maps_of_any_size_stay_in_fp32() -> None:
 
 def test_products_of_which_only_the_weight_has_eight_bits_stay() -> None:
     model = attention_like()
-    quantise(model.graph, INT8, ranges=None)
+    quantise(model.graph, INT8_PAIR_SAFE, ranges=None)
 
     assert fuse_integer_products(model.graph) == 0
     assert operators(model)["MatMul"] == 5

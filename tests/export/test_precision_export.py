@@ -16,6 +16,7 @@ import calipso_runtime
 from calipso_export import export
 from calipso_export.lint import float_work, tensor_types
 from calipso_export.precision import PRECISIONS
+from calipso_export.precision.quantised import is_pair_safe
 from calipso_export.progress import silent
 from calipso_export.reverify import reverify
 from calipso_export.steps.lint import broken_claims, lint
@@ -32,8 +33,6 @@ MOST_BYTES = {name: 0.65 if name in ("fp16", "bf16") else 0.5 for name in PRECIS
 PRODUCT = "tower.visual.transformer.resblocks.1.mlp.c_fc/MatMul"
 WHY_NO_TENSORRT = backends.why_unavailable("ort-tensorrt")
 OneBundle = Callable[[str], Path]
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*holds 8-bit weights:calipso_runtime.errors.CalipsoWarning")
 
 
 @pytest.fixture(scope="session")
@@ -151,16 +150,29 @@ def test_a_graph_may_take_and_give_fp16_and_callers_see_float32(
 
 
 @pytest.mark.usefixtures("quick_trace")
-def test_reduce_range_is_told_and_passes(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "cpu_flags", lambda: "avx2")
-    config = make_config(precision="int8", reduce_range=True, opset=OPSET, outputs=("logits", "embedding"), gates=LOOSE)
+def test_the_full_range_of_weights_is_recorded_and_passes_without_vnni(
+    make_config: MakeConfig, tiny_vit: Path, shots: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "adds_pairs_in_16_bits", lambda: True)
+    config = make_config(precision="int8", full_range=True, opset=OPSET, outputs=("logits", "embedding"), gates=LOOSE)
 
     manifest, parity = export(config)
 
-    graph = onnx.load(config.output / MODEL_FILE).graph
-    weights = [onnx.numpy_helper.to_array(each) for each in graph.initializer if each.data_type == TensorProto.INT8]
-    assert (manifest.graph["precision"]["reduce_range"], parity.status) == (True, "passed")
-    assert max(np.abs(each.astype(int)).max() for each in weights) == 63
+    assert (manifest.graph["precision"]["pair_safe"], parity.status) == (False, "passed")
+    assert manifest.graph["precision"]["without_vnni"] == {"ort": "uint8 weights", "openvino": "fp32 products"}
+    again = reverify(
+        config.output, data=shots, checkpoint=None, model=str(tiny_vit), backend="openvino", progress=silent
+    )
+    assert again.status == "passed"
+
+
+@pytest.mark.parametrize("precision", [pytest.param("int8-dynamic", marks=pytest.mark.slow), "int8"])
+def test_int8_weights_are_pair_safe_in_every_graph_of_the_bundle(of: OneBundle, precision: str) -> None:
+    manifest = read_manifest(of(precision) / "manifest.json")
+
+    assert manifest.graph["precision"]["pair_safe"] is True
+    assert manifest.graph["precision"]["without_vnni"] == {}
+    assert is_pair_safe(ir.load(of(precision) / MODEL_FILE).graph)
 
 
 def test_the_report_tells_how_the_precision_was_calibrated(of: OneBundle) -> None:

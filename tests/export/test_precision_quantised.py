@@ -14,18 +14,20 @@ from calipso_export.precision.lower import lower
 from calipso_export.precision.quantised import (
     FP8,
     INT8,
-    INT8_REDUCED,
+    INT8_PAIR_SAFE,
     Quantised,
+    is_pair_safe,
     out_axis,
     quantisable,
     quantise,
     quantised_array,
 )
+from calipso_runtime.pair_sums import MULTIPLIED_IN_INT8
 
 RNG = np.random.default_rng(0)
 MATRIX = RNG.standard_normal((6, 6))
 RANGES = {"x": 1.0, "h0": 2.0, "h1": 4.0, "h2": 8.0}
-FORMS = {"int8": INT8, "int8 of 7 bits": INT8_REDUCED, "fp8": FP8}
+FORMS = {"int8": INT8, "pair-safe int8": INT8_PAIR_SAFE, "fp8": FP8}
 
 
 @settings(max_examples=100, deadline=None)
@@ -36,7 +38,7 @@ FORMS = {"int8": INT8, "int8 of 7 bits": INT8_REDUCED, "fp8": FP8}
         elements=st.floats(-(2.0**14), 2.0**14, width=32),
     ),
     axis=st.integers(0, 1),
-    form=st.sampled_from([INT8, INT8_REDUCED]),
+    form=st.sampled_from([INT8, INT8_PAIR_SAFE]),
 )
 def test_a_weight_in_int8_is_at_most_half_a_step_off(array: np.ndarray, axis: int, form: Quantised) -> None:
     stored, scale = quantised_array(array, form, axis)
@@ -63,7 +65,11 @@ def test_a_weight_in_fp8_is_its_nearest_number(array: np.ndarray) -> None:
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_the_largest_of_each_channel_becomes_the_largest_number(form: Quantised) -> None:
-    stored, _ = quantised_array(MATRIX.astype(np.float32), form, 1)
+    array = MATRIX.astype(np.float32)
+    # Neighbours of opposite signs: the sum of no pair is larger than the largest weight.
+    array = np.abs(array) * np.array([[1], [-1]] * 3, np.float32)
+
+    stored, _ = quantised_array(array, form, 1)
 
     np.testing.assert_array_equal(np.abs(stored.astype(np.float32)).max(axis=0), form.largest)
 
@@ -157,17 +163,23 @@ def test_without_ranges_only_weights_are_quantised() -> None:
     assert "QuantizeLinear" not in {each.op_type for each in model.graph}
 
 
-def test_reduce_range_uses_7_of_the_8_bits_of_weights() -> None:
-    model = chain(*[MATRIX] * 4)
+@pytest.mark.parametrize("precision", MULTIPLIED_IN_INT8)
+def test_weights_are_pair_safe_unless_the_full_range_is_asked_for(precision: str) -> None:
+    model = chain(*[MATRIX] * 4, opset=20)
 
-    plain, reduced = (
-        lower(model, PRECISIONS["int8"], ranges=RANGES, reduce_range=reduce_range).portable.graph.initializers
-        for reduce_range in (False, True)
+    safe, full = (
+        lower(model, PRECISIONS[precision], ranges=RANGES, full_range=full_range).portable
+        for full_range in (False, True)
     )
 
-    assert np.abs(plain["w1.int8"].const_value.numpy().astype(int)).max() == 127
-    assert np.abs(reduced["w1.int8"].const_value.numpy().astype(int)).max() == 63
-    assert reduced["h0.scale"].const_value.numpy() == plain["h0.scale"].const_value.numpy()
+    assert (is_pair_safe(safe.graph), is_pair_safe(full.graph)) == (True, False)
+    assert np.abs(full.graph.initializers["w1.int8"].const_value.numpy().astype(int)).max() == 127
+
+
+def test_weights_that_no_cpu_multiplies_in_eight_bits_keep_the_full_range() -> None:
+    weights = lower(chain(*[MATRIX] * 4), PRECISIONS["int8-weights"], ranges=None).portable.graph.initializers
+
+    np.testing.assert_array_equal(np.abs(weights["w1.int8"].const_value.numpy().astype(int)).max(axis=0), 127)
 
 
 @pytest.mark.parametrize(

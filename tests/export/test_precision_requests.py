@@ -23,7 +23,6 @@ NEEDED: dict[str, Any] = {"model": "ViT-B-32", "classes": ("ant", "bee"), "outpu
 # What the tiny model's int8 does not reach, and the other precisions do.
 BETWEEN = {**LOOSE, "max_relative_logit_error": 0.4}
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*holds 8-bit weights:calipso_runtime.errors.CalipsoWarning")
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"target": "tpu"}, "target is 'tpu': expected cpu or gpu"),
     ({"io_dtype": "bf16"}, "io_dtype is 'bf16': expected fp32 or fp16"),

@@ -1,5 +1,6 @@
 """Pictures of every mode, and tiny real graphs with the numpy that says what they compute."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from calipso_runtime import graph_file
-from calipso_runtime.manifest import Manifest, Preprocess
+from calipso_runtime import bundle, graph_file
+from calipso_runtime.manifest import Manifest, Preprocess, write_manifest
 from calipso_runtime.parity import Answers
 from calipso_runtime.preprocess import normalise
 from calipso_runtime.reference import Reference
@@ -151,7 +152,20 @@ def write_model(path: Path, manifest: Manifest, *, outputs: tuple[str, ...] = ("
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", sizes[name]]) for name in outputs],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    seal(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path, manifest)
+
+
+def write_graph(folder: Path, model: onnx.ModelProto, manifest: Manifest) -> Path:
+    """A bundle of any graph; returns its folder."""
+    folder.mkdir(exist_ok=True)
+    seal(model, folder / graph_file.MODEL_FILE, manifest)
+    files = {path.name: bundle.file_entry(path) for path in sorted(folder.iterdir())}
+    write_manifest(folder / bundle.MANIFEST_FILE, dataclasses.replace(manifest, files=files))
+    return folder
+
+
+def seal(model: onnx.ModelProto, path: Path, manifest: Manifest) -> None:
+    """Write a graph with its manifest inside."""
     properties = {
         graph_file.METADATA_MANIFEST: json.dumps(manifest.core()),
         graph_file.METADATA_DIGEST: graph_file.DIGEST_PLACEHOLDER.decode(),

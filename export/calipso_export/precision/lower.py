@@ -14,9 +14,17 @@ from calipso_export.precision import Precision
 from calipso_export.precision.half import rounded, to_half, type_io
 from calipso_export.precision.integer_products import fuse_integer_products, is_product
 from calipso_export.precision.islands import WORK_OPERATORS, in_tower
-from calipso_export.precision.quantised import INT8_REDUCED, Quantised, out_axis, quantisable, quantise, quantised_array
+from calipso_export.precision.quantised import (
+    INT8_PAIR_SAFE,
+    Quantised,
+    out_axis,
+    quantisable,
+    quantise,
+    quantised_weight,
+)
 from calipso_export.tidy import tidy
 from calipso_runtime.errors import UsageError
+from calipso_runtime.pair_sums import MULTIPLIED_IN_INT8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +53,7 @@ def lower(
     ranges: Mapping[str, float] | None,
     pinned: Collection[str] = (),
     io: ir.DataType = ir.DataType.FLOAT,
-    reduce_range: bool = False,
+    full_range: bool = False,
     ort_forms: Mapping[str, Form] = ORT_FORMS,
 ) -> Lowered:
     """Make both graphs.
@@ -56,7 +64,7 @@ def lower(
         ranges: largest magnitudes of activations, by name of the value, where the precision needs them.
         pinned: names of nodes that stay in fp32.
         io: type of the inputs and outputs.
-        reduce_range: 7-bit weights, where they are int8.
+        full_range: use all eight bits of int8 weights, though pairs of their products can overflow 16 bits.
         ort_forms: forms of ONNX Runtime's graph.
 
     Raises:
@@ -64,8 +72,8 @@ def lower(
     """
     opset = model.opset_imports[""]
     form = precision.quantised
-    if form is not None and form.kind == ir.DataType.INT8 and reduce_range:
-        form = INT8_REDUCED
+    if precision.name in MULTIPLIED_IN_INT8 and not full_range:
+        form = INT8_PAIR_SAFE
     portable = model.clone()
     quantised: list[str] = []
     if form is not None:
@@ -130,10 +138,9 @@ def _dynamic(ort: ir.Model, plan: _Plan) -> dict[str, int]:
     graph, stored_weights = ort.graph, _stored_weights(ort, plan)
     for node in tuple(quantisable(graph)):
         weight = node.inputs[1]
-        array = constant(weight)
-        if plan.form is None or weight is None or array is None or node.op_type != "MatMul" or node.name in plan.pinned:
+        if plan.form is None or weight is None or node.op_type != "MatMul" or node.name in plan.pinned:
             continue
-        stored, scale = quantised_array(array, plan.form, out_axis(node))
+        stored, scale = quantised_weight(node, plan.form)
         inputs = [
             node.inputs[0],
             add_constant(graph, f"{weight.name}.int8", stored),
@@ -181,10 +188,9 @@ def _stored_weights(ort: ir.Model, plan: _Plan) -> dict[bytes, _Stored]:
         for node in quantisable(ort.graph):
             array = constant(node.inputs[1])
             if array is not None and node.name not in plan.pinned:
-                axis = out_axis(node)
-                stored, scale = quantised_array(array, plan.form, axis)
+                stored, scale = quantised_weight(node, plan.form)
                 shape = [1] * array.ndim
-                shape[axis] = -1
+                shape[out_axis(node)] = -1
                 found[_digest(array)] = stored, scale.reshape(shape)
     return found
 

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calipso_export.forms.matching import add_constant, constant
+from calipso_export.forms.matching import add_constant, constant, made_by
 from calipso_export.precision.islands import WORK_OPERATORS, in_tower
+from calipso_export.precision.pair_sums import PAIR_LIMIT, channel_peaks, is_depthwise
 
 # The smallest scale: of a channel or an activation that is all zeros.
 _TINY = 1e-12
@@ -27,15 +28,16 @@ class Quantised:
     Attributes:
         kind: of the stored numbers.
         largest: what the largest magnitude of a channel or an activation becomes.
+        pair_safe: whether weights are scaled so that no pair of products can overflow 16 bits, see `pair_sums`.
     """
 
     kind: ir.DataType
     largest: float
+    pair_safe: bool = False
 
 
 INT8 = Quantised(kind=ir.DataType.INT8, largest=127.0)
-# 7 bits in 8: CPUs without VNNI add two products in 16 bits, which 8-bit weights overflow.
-INT8_REDUCED = Quantised(kind=ir.DataType.INT8, largest=63.0)
+INT8_PAIR_SAFE = dataclasses.replace(INT8, pair_safe=True)
 FP8 = Quantised(kind=ir.DataType.FLOAT8E4M3FN, largest=448.0)
 
 
@@ -80,8 +82,7 @@ def quantise(
         if ranges is not None and value is not None:
             name = str(value.name)
             if name not in activations:
-                limit = INT8.largest if form.kind == ir.DataType.INT8 else form.largest
-                activations[name] = _quantised_activation(graph, value, ranges[name] / limit, form.kind, node)
+                activations[name] = _quantised_activation(graph, value, ranges[name] / form.largest, form.kind, node)
             node.replace_input_with(0, activations[name])
         node.replace_input_with(1, _quantised_weight(graph, node, form))
         changed.append(str(node.name))
@@ -97,37 +98,71 @@ def out_axis(node: ir.Node) -> int:
 
 
 def quantised_array(
-    array: npt.NDArray[np.float32], form: Quantised, axis: int
+    array: npt.NDArray[np.float32], form: Quantised, axis: int, *, depthwise: bool = False
 ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.float32]]:
-    """A weight in eight bits, and one scale per channel."""
-    others = tuple(index for index in range(array.ndim) if index != axis)
-    peak = np.abs(array).max(axis=others)
-    scale = np.maximum(peak / form.largest, _TINY).astype(np.float32)
+    """Return a weight in eight bits, and one float32 scale per output channel.
+
+    Args:
+        array: float32 weight.
+        form: the number format.
+        axis: which axis holds the output channels.
+        depthwise: whether it belongs to a depthwise convolution.
+    """
     shape = [1] * array.ndim
     shape[axis] = -1
+    if form.pair_safe:
+        # Rounding adds at most 1 to the sum of two weights: 127 becomes 128, which is the limit of a pair.
+        peak = channel_peaks(array, axis, depthwise=depthwise)
+    else:
+        peak = np.abs(array).max(axis=tuple(index for index in range(array.ndim) if index != axis))
+    scale = np.maximum(peak / form.largest, _TINY).astype(np.float32)
     scaled = array / scale.reshape(shape)
     if form.kind == ir.DataType.INT8:
         return np.clip(np.rint(scaled), -form.largest, form.largest).astype(np.int8), scale
     return np.clip(scaled, -form.largest, form.largest).astype(ml_dtypes.float8_e4m3fn), scale
 
 
-def _quantised_weight(graph: ir.Graph, node: ir.Node, form: Quantised) -> ir.Value:
-    weight = node.inputs[1]
-    array = None if weight is None else constant(weight)
-    if weight is None or array is None:
+def quantised_weight(node: ir.Node, form: Quantised) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.float32]]:
+    """Return a node's constant weight as `quantised_array` does.
+
+    Raises:
+        ValueError: its weight is no constant.
+    """
+    array = constant(node.inputs[1])
+    if array is None:
         message = f"{node.name} has no constant weight"
         raise ValueError(message)
-    axis = out_axis(node)
-    stored, scale = quantised_array(array, form, axis)
+    return quantised_array(array, form, out_axis(node), depthwise=is_depthwise(node))
+
+
+def is_pair_safe(graph: ir.Graph) -> bool:
+    """Whether no pair of a graph's int8 weights can overflow 16 bits, whatever activations they are multiplied by."""
+    for node in graph:
+        dequantise = made_by(node.inputs[1], "DequantizeLinear") if node.op_type in WORK_OPERATORS else None
+        stored = None if dequantise is None else constant(dequantise.inputs[0])
+        if stored is None or stored.dtype != np.int8:
+            continue
+        peaks = channel_peaks(stored.astype(np.int16), out_axis(node), depthwise=is_depthwise(node))
+        if peaks.max() > PAIR_LIMIT:
+            return False
+    return True
+
+
+def _quantised_weight(graph: ir.Graph, node: ir.Node, form: Quantised) -> ir.Value:
+    weight = node.inputs[1]
+    if weight is None:
+        message = f"{node.name} has no weight"
+        raise ValueError(message)
+    stored, scale = quantised_weight(node, form)
     name = f"{weight.name}.{form.kind.name.lower()}"
     dequantise = ir.node(
         "DequantizeLinear",
         [
             add_constant(graph, name, stored),
             add_constant(graph, f"{name}.scale", scale),
-            _zero(graph, form.kind, scale.shape),
+            add_constant(graph, f"{name}.zero", np.zeros(scale.shape, stored.dtype)),
         ],
-        {"axis": axis},
+        {"axis": out_axis(node)},
         name=f"{node.name}/dequantise_weight",
     )
     _describe(dequantise, f"{weight.name}.dequantised", weight, ir.DataType.FLOAT)
@@ -139,7 +174,9 @@ def _quantised_activation(
     graph: ir.Graph, value: ir.Value, scale: float, kind: ir.DataType, reader: ir.Node
 ) -> ir.Value:
     step = add_constant(graph, f"{value.name}.scale", np.array(max(scale, _TINY), np.float32))
-    zero = _zero(graph, kind, ())
+    stored = np.int8 if kind == ir.DataType.INT8 else ml_dtypes.float8_e4m3fn
+    # Written out: without it QuantizeLinear would give uint8.
+    zero = add_constant(graph, f"zero_{kind.name.lower()}_scalar", np.zeros((), stored))
     producer = value.producer()
     owner = reader.name if producer is None else producer.name
     quantise_ = ir.node("QuantizeLinear", [value, step, zero], name=f"{owner}/quantise")
@@ -156,10 +193,3 @@ def _quantised_activation(
 def _describe(node: ir.Node, name: str, like: ir.Value, kind: ir.DataType) -> None:
     output = node.outputs[0]
     output.name, output.shape, output.dtype = name, like.shape, kind
-
-
-def _zero(graph: ir.Graph, kind: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
-    # Written out: without it QuantizeLinear would give uint8.
-    size = "x".join(map(str, shape)) or "scalar"
-    stored = np.int8 if kind == ir.DataType.INT8 else ml_dtypes.float8_e4m3fn
-    return add_constant(graph, f"zero_{kind.name.lower()}_{size}", np.zeros(shape, stored))

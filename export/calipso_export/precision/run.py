@@ -11,6 +11,8 @@ import onnx_ir as ir
 import onnxruntime
 
 from calipso_export.precision.emulate import emulate, needs_emulation
+from calipso_runtime import devices
+from calipso_runtime.backends.ort import UNSIGNED_WEIGHTS
 from calipso_runtime.manifest import TEXT_EMBEDDING
 
 Answer = Callable[[npt.NDArray[np.float32]], dict[str, npt.NDArray[np.float32]]]
@@ -47,6 +49,8 @@ def open_graph(model: ir.Model, folder: Path, *, optimised: bool = False) -> onn
     ir.save(model.clone(), path, external_data="graph.data")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
+    if devices.adds_pairs_in_16_bits():
+        options.add_session_config_entry(UNSIGNED_WEIGHTS, "1")
     if not optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

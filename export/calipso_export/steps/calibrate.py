@@ -100,7 +100,7 @@ class Calibrate:
 def _eight_bit(model: ir.Model, precision: Precision, config: ExportConfig, ranges: Mapping[str, float]) -> ir.Model:
     """The quantised graph with everything else in fp32: only the ranges are compared."""
     eight = dataclasses.replace(precision, rest=ir.DataType.FLOAT)
-    return lower(model, eight, ranges=ranges, reduce_range=config.reduce_range, ort_forms={}).portable
+    return lower(model, eight, ranges=ranges, full_range=config.full_range, ort_forms={}).portable
 
 
 def _error(model: ir.Model, held: Sequence[npt.NDArray[np.float32]], plain: Sequence[npt.NDArray[np.float32]]) -> float:

@@ -10,11 +10,13 @@ from calipso_export.config import ExportConfig
 from calipso_export.precision import Precision
 from calipso_export.precision.islands import layer_of
 from calipso_export.precision.lower import Lowered, lower
+from calipso_export.precision.quantised import is_pair_safe
 from calipso_export.progress import Progress
 from calipso_export.step import Made
 from calipso_export.steps.calibrate import Calibration
 from calipso_export.steps.optimise import Optimised
 from calipso_runtime.errors import UsageError
+from calipso_runtime.pair_sums import FORMS_WITHOUT_VNNI, MULTIPLIED_IN_INT8
 
 _IO = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
 
@@ -40,16 +42,18 @@ class Lowering:
     precision: Precision
     pinned: Mapping[str, str]
     io_dtype: str
-    reduce_range: bool
     calibration: Mapping[str, Any]
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest."""
         kept = {**self.graphs.kept, **self.pinned}
+        pair_safe = is_pair_safe(self.graphs.portable.graph)
+        overflows = self.precision.name in MULTIPLIED_IN_INT8 and not pair_safe
         return {
             "io_dtype": self.io_dtype,
             "quantised": len(self.graphs.quantised),
-            "reduce_range": self.reduce_range,
+            "pair_safe": pair_safe,
+            "without_vnni": FORMS_WITHOUT_VNNI if overflows else {},
             "kept_in_fp32": [{"node": name, "why": why} for name, why in sorted(kept.items())],
             "calibration": self.calibration,
         }
@@ -74,7 +78,6 @@ class Lower:
                 precision=precision,
                 pinned=pinned,
                 io_dtype=config.io_dtype,
-                reduce_range=config.reduce_range,
                 calibration=_own(document, precision.name) if precision.activations else {},
             )
         )
@@ -91,7 +94,7 @@ def lowered_with(made: Made, attempt: Attempt) -> tuple[Lowered, dict[str, str]]
         ranges=made[Calibration].ranges.get(attempt.precision.name),
         pinned=pinned,
         io=_IO[config.io_dtype],
-        reduce_range=config.reduce_range,
+        full_range=config.full_range,
     )
     return graphs, pinned
 

@@ -141,7 +141,7 @@ class Repairer:
         settings = [
             self._precision.name,
             config.io_dtype,
-            config.reduce_range,
+            config.full_range,
             config.pin,
             sorted(self._pinned),
             self._failing(),

@@ -16,6 +16,7 @@ from calipso_runtime.bundle import Bundle
 from calipso_runtime.caching import cache_folder
 from calipso_runtime.errors import BackendError, BackendUnavailableError, BundleCorruptError
 from calipso_runtime.manifest import EMBEDDING, TOKEN_IDS
+from calipso_runtime.pair_sums import may_overflow
 
 if TYPE_CHECKING:
     from typing import Self
@@ -29,6 +30,8 @@ except ImportError as error:
 _DEVICE = "CPU"
 # A bundle of precision "fp32" says that its arithmetic is fp32: on CPUs with bf16 the default is another.
 _PRECISION = "f32"
+# Switches eight-bit arithmetic off. OpenVINO accepts it but does not list it among its supported properties.
+_INT8_ARITHMETIC = "LP_TRANSFORMS_MODE"
 # Smaller graphs are compiled faster than they are looked up.
 _MIN_KEPT_BYTES = 32 * 2**20
 # Which outputs; none where a graph is compiled as a whole.
@@ -66,8 +69,12 @@ class OpenVinoBackend:
         options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": _PRECISION}
         if (count := threads or devices.cpu_quota()) is not None:
             options["INFERENCE_NUM_THREADS"] = str(count)
+        kept_in = cache_folder() / "openvino"
+        if may_overflow(bundle):
+            # Its cache does not look at this property, so the two forms are kept apart here.
+            options[_INT8_ARITHMETIC], kept_in = "NO", kept_in / "no-int8"
         if keep_optimised and path.stat().st_size >= _MIN_KEPT_BYTES:
-            options["CACHE_DIR"] = str(cache_folder() / "openvino")
+            options["CACHE_DIR"] = str(kept_in)
         core = openvino.Core()
         try:
             model = core.read_model(path)

@@ -19,6 +19,7 @@ from calipso_runtime.bundle import Bundle
 from calipso_runtime.errors import BackendError, BackendUnavailableError, BundleCorruptError
 from calipso_runtime.graph_file import METADATA_RUN_BATCH, weights_file
 from calipso_runtime.head.file import takes_token_ids
+from calipso_runtime.pair_sums import may_overflow
 
 if TYPE_CHECKING:
     from typing import Self
@@ -50,6 +51,8 @@ RunOptions: TypeAlias = onnxruntime.RunOptions
 Ask: TypeAlias = Callable[[npt.NDArray[np.floating], Sequence[str]], dict[str, npt.NDArray[np.floating]]]
 
 _KEPT = "session.optimized_model_external_initializers"
+# Makes int8 weights uint8, whose products onnxruntime sums exactly on an x86 CPU without VNNI.
+UNSIGNED_WEIGHTS = "session.x64quantprecision"
 _FATAL = 4  # severity of onnxruntime's log: what it would print is in the exceptions
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
 # Who computes what the provider asked for does not; always the CPU in the end.
@@ -237,22 +240,40 @@ class OrtCpuBackend(OrtBackend):
         return bundle.model_path
 
     def _open(self, model_path: Path, bundle: Bundle, *, keep: bool) -> tuple[Session, Mapping[str, str]]:
-        """As kept by an earlier process where it is; else optimised now, and kept."""
-        weights = weights_file(model_path)
+        """Open the graph that an earlier process kept; else optimise it now, and keep it."""
+        weights, unsigned = weights_file(model_path), may_overflow(bundle)
+
+        def fresh(keep_in: Path | None = None) -> Session:
+            try:
+                return open_session(
+                    str(model_path),
+                    self.wanted_provider,
+                    threads=self._threads,
+                    keep_in=keep_in,
+                    unsigned_weights=unsigned,
+                )
+            except ORT_ERRORS as error:
+                if not unsigned:
+                    raise
+                message = (
+                    f"products of {model_path}'s int8 weights can overflow on this CPU (x86 without VNNI), and "
+                    f"onnxruntime {version()} could not convert them: export the bundle again, without --full-range. "
+                    f"onnxruntime says: {error}"
+                )
+                raise BackendError(message) from error
+
         size_bytes = sum(path.stat().st_size for path in (model_path, weights) if path.is_file())
         if keep and ort_cache.is_worth_it(model_path, size_bytes):
-            folder = ort_cache.entry_folder(bundle.digest, graph=model_path.name, engine=f"onnxruntime {version()}")
+            engine = f"onnxruntime {version()}{', unsigned weights' if unsigned else ''}"
+            folder = ort_cache.entry_folder(bundle.digest, graph=model_path.name, engine=engine)
             if (kept := self._open_kept(folder)) is not None:
                 return kept
-
-            def optimise(work: Path) -> Mapping[str, str]:
-                return metadata_of(
-                    open_session(str(model_path), self.wanted_provider, threads=self._threads, keep_in=work)
-                )
-
-            if ort_cache.store(folder, optimise) and (kept := self._open_kept(folder)) is not None:
+            if (
+                ort_cache.store(folder, lambda work: metadata_of(fresh(work)))
+                and (kept := self._open_kept(folder)) is not None
+            ):
                 return kept
-        session = open_session(str(model_path), self.wanted_provider, threads=self._threads)
+        session = fresh()
         return session, metadata_of(session)
 
     def bind(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> "Self":
@@ -297,6 +318,7 @@ def open_session(
     settings: Mapping[str, str] | None = None,
     keep_in: Path | None = None,
     is_optimised: bool = False,
+    unsigned_weights: bool = False,
 ) -> Session:
     """Open a graph.
 
@@ -307,6 +329,7 @@ def open_session(
         settings: further options of the provider.
         keep_in: a folder to write it to as it was optimised, weights in the engine's own order.
         is_optimised: whether it was read from such a folder.
+        unsigned_weights: whether int8 weights are converted to uint8, for CPUs on which their products may overflow.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
@@ -315,6 +338,8 @@ def open_session(
     options.intra_op_num_threads = threads or devices.cpu_quota() or 0
     if is_optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if unsigned_weights:
+        options.add_session_config_entry(UNSIGNED_WEIGHTS, "1")
     if keep_in is not None:
         options.optimized_model_filepath = str(keep_in / ort_cache.GRAPH_FILE)
         options.add_session_config_entry(f"{_KEPT}_file_name", ort_cache.WEIGHTS_FILE)
