@@ -255,6 +255,8 @@ class OrtCpuBackend(OrtBackend):
             except ORT_ERRORS as error:
                 if not unsigned:
                     raise
+                # Where the graph itself is at fault, this says so.
+                open_session(str(model_path), self.wanted_provider, threads=self._threads)
                 message = (
                     f"products of {model_path}'s int8 weights can overflow on this CPU (x86 without VNNI), and "
                     f"onnxruntime {version()} could not convert them: export the bundle again, without --full-range. "
