@@ -140,6 +140,45 @@ def test_products_that_fell_back_to_fp32_are_named(gpu: Gpu, make_bundle: MakeBu
     assert finished.plan.record.layers["products"]["tower.visual.conv1/Conv"] == "fp16"
 
 
+def eight_bit_layers(*operands: list[str]) -> list[object]:
+    """Products with eight-bit weights, as the inspector lists them: their output is wide in any case."""
+    return [
+        {
+            "Name": f"gemm {place}",
+            "LayerType": "gemm",
+            "Inputs": [{"Dimensions": [2, 8], "Format/Datatype": kinds[0]}],
+            "Constants": [{"Dimensions": [8, 8], "Format/Datatype": kinds[1]}],
+            "Outputs": [{"Dimensions": [2, 8], "Format/Datatype": "Float"}],
+            "Metadata": f"[ONNX Layer: tower.{place}/MatMul][ONNX Layer: tower.{place}/MatMul/dequantise_weight]",
+        }
+        for place, kinds in enumerate(operands)
+    ]
+
+
+def test_an_engine_whose_products_multiply_eight_bits_is_right_though_their_outputs_are_wide(
+    gpu: Gpu, make_bundle: MakeBundle
+) -> None:
+    gpu.faults.layers = eight_bit_layers(["Int8", "Int8"])
+
+    finished = build(make_bundle(precision="int8"), SMALL, report=quiet)
+
+    assert finished.plan.record.layers["heavy_types"] == {"int8": 1}
+    assert not any("weights multiply" in warning for warning in finished.checks.warnings)
+
+
+def test_products_whose_weights_are_dequantised_while_the_engine_runs_are_named(
+    gpu: Gpu, make_bundle: MakeBundle
+) -> None:
+    gpu.faults.layers = eight_bit_layers(["Int8", "Int8"], ["Int8", "Float"])
+
+    finished = build(make_bundle(precision="int8"), SMALL, report=quiet)
+
+    assert (
+        "1 of 2 products with int8 weights multiply int8 x fp32 (tower.1/MatMul): the engine dequantises their weights "
+        "whenever it runs"
+    ) in finished.checks.warnings
+
+
 def test_a_bundle_without_answers_is_built_and_the_doubt_is_told(gpu: Gpu, own: Path) -> None:
     finished = build(own, SMALL, report=quiet)
 

@@ -1,10 +1,14 @@
-"""What is read off TensorRT's layer information. The samples follow the form of reports of TensorRT 8.2 to 10.x."""
+"""What is read off a compiler's list of layers.
+
+The JSON follows reports of TensorRT 8.2 to 10.x, the text that which TensorRT for RTX 1.7 writes.
+"""
 
 import json
 
 import pytest
 
-from calipso_runtime.engines.layers import read_layers, report
+from calipso_runtime.engines.layer_lists import read_layers, read_listing
+from calipso_runtime.engines.layers import report
 
 BLOCK = "tower.visual.transformer.resblocks.0"
 
@@ -23,6 +27,103 @@ def layer(name: str, kind: str, tactic: str, types: list[str], nodes: list[str])
 
 def judged(*layers: object):
     return report(read_layers(json.dumps({"Layers": list(layers)})))
+
+
+def product(
+    name: str, operands: list[str], output: str, nodes: list[str], *, kind: str = "gemm", tactic: str = ""
+) -> dict[str, object]:
+    """One input, and the rest of the operands as constants, before the two scales that every product has."""
+    tensors = [{"Name": "t", "Dimensions": [64, 64], "Format/Datatype": each} for each in operands]
+    scale = {"Name": "alpha", "Dimensions": [1], "Format/Datatype": "Float"}
+    made = layer(name, kind, tactic, [output], nodes)
+    return {**made, "Inputs": tensors[:1], "Constants": [*tensors[1:], scale, scale]}
+
+
+def line(name: str, kind: str, operands: list[str], output: str, nodes: list[str]) -> str:
+    """The same as a line of a verbose build log."""
+    tensors = [
+        f"{{ Name: t, Dimensions: [-1,{place + 2}], Strides: [64,1], StrideOrder: [1,0], Datatype: {each}, "
+        "Format: (Linear) Row major linear format }"
+        for place, each in enumerate([*operands, output])
+    ]
+    metadata = "".join(f"[ONNX Layer: {node}]" for node in nodes)
+    return (
+        f"Name: {name}, LayerType: {kind}, Inputs: [ {tensors[0]}], Constants: [ {', '.join(tensors[1:-1])}], "
+        f"Outputs: [ {tensors[-1]}], TacticName: __myelin_CASK_STUB, StreamId: 0, Metadata: {metadata}"
+    )
+
+
+def test_an_eight_bit_product_is_known_by_what_it_multiplies_though_its_output_is_wide() -> None:
+    node = f"{BLOCK}.mlp.c_fc/MatMul"
+
+    found = judged(product("gemm", ["Int8", "Int8"], "Float", [node, f"{node}/dequantise_weight"]))
+
+    assert (found.heavy_types, found.products, found.quantised) == ({"int8": 1}, {node: "int8"}, [node])
+
+
+def test_a_product_of_two_types_names_both() -> None:
+    assert judged(
+        product("__myl_CastMulFc_myl0_5", ["Int8", "Half"], "Half", [], kind="runtime_fusion")
+    ).heavy_types == {"int8 x fp16": 1}
+
+
+def test_weights_that_an_older_tensorrt_lists_apart_are_an_operand() -> None:
+    apart = layer("conv", "CaskConvolution", "sm80_xmma_fprop", ["Int8"], [])
+
+    assert judged({**apart, "Weights": {"Type": "Half", "Count": 9}}).heavy_types == {"int8 x fp16": 1}
+
+
+def test_of_several_profiles_the_widest_product_is_reported() -> None:
+    node = f"{BLOCK}/MatMul"
+
+    found = judged(*(product("gemm", [kind, kind], "Float", [node]) for kind in ("Int8", "Float", "Int8")))
+
+    assert found.products == {node: "fp32"}
+
+
+def test_fused_attention_does_not_claim_the_products_before_it() -> None:
+    before, inside = f"{BLOCK}/MatMul", f"{BLOCK}/MatMul_3"
+
+    found = judged(
+        product("_gemv_mha_v1_myl0_25", ["Float", "Float"], "Float", [inside, before], kind="kgen"),
+        product("gemm", ["Int8", "Int8"], "Float", [before]),
+    )
+
+    assert found.products == {before: "int8", inside: "fp32"}
+
+
+def test_the_hash_in_a_kernels_name_says_nothing() -> None:
+    found = judged(layer("__myl_Move_myl0_3", "kgen", "__myl_Move_0x73fcd62e", ["Half"], [f"{BLOCK}.mlp.c_fc/Gelu"]))
+
+    assert found.heavy_types == {}
+
+
+def test_the_text_of_a_verbose_log_says_the_same_as_the_inspectors_json() -> None:
+    nodes = [f"{BLOCK}/MatMul", "head/MatMul"]
+    empty = "Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 0, Metadata: "
+    text = "\n".join(
+        [
+            "Layers:",
+            f"Name: shapes, LayerType: shape_call, {empty}",
+            line("block/MatMul_myl0_2", "gemm", ["Int8", "Int8"], "Float", nodes[:1]),
+            line("head/MatMul [profile 1]_myl1_3", "gemm", ["Half", "Half"], "Half", nodes[1:]),
+            "",
+            "I/O Tensors:",
+            " Name: image, IOMode: Input, DataType: Float, Dimensions: [-1,3,224,224]",
+        ]
+    )
+
+    found = report(read_listing(text))
+
+    assert (found.count, found.heavy_types) == (3, {"int8": 1, "fp16": 1})
+    assert found.products == dict(zip(nodes, ("int8", "fp16"), strict=True))
+    assert found.is_detailed
+
+
+@pytest.mark.parametrize("text", ["", "Layer: one", '{"Layers": []}'])
+def test_what_is_no_list_of_layers_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"expected 'Layers:'"):
+        read_listing(text)
 
 
 def test_a_kernel_of_fused_attention_is_known_by_its_name() -> None:

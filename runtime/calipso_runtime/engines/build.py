@@ -22,7 +22,7 @@ import numpy.typing as npt
 from calipso_runtime.backends import GpuOptions
 from calipso_runtime.bundle import Bundle, open_bundle
 from calipso_runtime.caching import cache_folder
-from calipso_runtime.engines import checks, layers, plans
+from calipso_runtime.engines import checks, layer_lists, layers, plans
 from calipso_runtime.engines.checks import Checks
 from calipso_runtime.engines.layers import LayerReport
 from calipso_runtime.engines.options import BuildOptions
@@ -264,7 +264,7 @@ class _Job:
 
 def _read_layers(engine: "TensorRtBackend") -> tuple[layers.Layer, ...]:
     try:
-        return layers.read_layers(engine.layer_information())
+        return layer_lists.read_layers(engine.layer_information())
     except ValueError as error:
         message = f"TensorRT's layer information cannot be read: {error}"
         raise BackendError(message) from error

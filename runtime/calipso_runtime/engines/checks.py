@@ -25,8 +25,11 @@ _HEAVY_TYPE: Mapping[str, str] = {
     "fp8": "fp8",
     "fp32": "fp32",
 }
+_EIGHT_BITS = ("int8", "fp8")
+# Precisions that compute in 16 bits what is not in eight.
+_HALF = ("fp16", "bf16", "int8-fp16", "fp8")
 # Precisions whose attention TensorRT has fused kernels for: fp32 has none.
-_FUSABLE = ("fp16", "bf16", "int8-fp16", "fp8")
+_FUSABLE = _HALF
 _SHOWN = 3
 _WARM_UPS = 10
 _TIMED_S, _MOST_SAMPLES = 0.5, 200
@@ -64,7 +67,7 @@ class Checks:
 def check(engine: Backend, bundle: Bundle, manifest: Manifest, layers: LayerReport, options: BuildOptions) -> Checks:
     """Everything that is checked, on an engine that was loaded from its file."""
     parity = None
-    warnings = [*_fallen_back(manifest, layers), *_attention(manifest, layers), *_untold(layers)]
+    warnings = layer_warnings(manifest, layers)
     if read_reference(bundle) is None:
         warnings.append("the bundle carries no answers to compare with: whether the engine answers right is unknown")
     else:
@@ -72,6 +75,12 @@ def check(engine: Backend, bundle: Bundle, manifest: Manifest, layers: LayerRepo
         parity = verify_engine(engine, bundle, batches=batch_sizes(*ranges))
     failures = [*_edges(engine, manifest), *_types(manifest, layers), *(parity.failures if parity else ())]
     return Checks(failures=tuple(failures), warnings=tuple(warnings), parity=parity)
+
+
+def layer_warnings(manifest: Manifest, layers: LayerReport) -> list[str]:
+    """What makes an engine slower than its graph promises, or cannot be read off its layers."""
+    found = (_fallen_back, _dequantised, _attention)
+    return [*(warning for find in found for warning in find(manifest, layers)), *_untold(layers)]
 
 
 def latencies(engine: Backend, batches: Sequence[int]) -> dict[int, list[float]]:
@@ -115,7 +124,7 @@ def _types(manifest: Manifest, layers: LayerReport) -> list[str]:
 def _fallen_back(manifest: Manifest, layers: LayerReport) -> list[str]:
     """Products of the tower that compute in fp32, though the graph says less, and has not kept them in it."""
     kept = {each["node"] for each in manifest.graph.get("precision", {}).get("kept_in_fp32", ())}
-    if _HEAVY_TYPE.get(manifest.precision) in (None, "fp32"):
+    if manifest.precision not in _HALF:
         return []
     fallen = [
         node for node, kind in layers.products.items() if kind == "fp32" and node.startswith(TOWER) and node not in kept
@@ -123,6 +132,22 @@ def _fallen_back(manifest: Manifest, layers: LayerReport) -> list[str]:
     if not fallen:
         return []
     return [f"{len(fallen)} products fell back to fp32: {_few(fallen)}"]
+
+
+def _dequantised(manifest: Manifest, layers: LayerReport) -> list[str]:
+    """Products with eight-bit weights whose kernels multiply something wider."""
+    expected = _HEAVY_TYPE.get(manifest.precision)
+    if expected not in _EIGHT_BITS:
+        return []
+    wider = {node: kind for node in layers.quantised if (kind := layers.products.get(node, expected)) != expected}
+    if not wider:
+        return []
+    message = (
+        f"{len(wider)} of {len(layers.quantised)} products with {expected} weights multiply "
+        f"{', '.join(sorted(set(wider.values())))} ({_few(list(wider))}): the engine dequantises their weights "
+        "whenever it runs"
+    )
+    return [message]
 
 
 def _few(names: Sequence[str]) -> str:

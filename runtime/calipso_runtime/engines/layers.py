@@ -1,39 +1,33 @@
-"""What an engine was made of, out of TensorRT's own layer information.
+"""What an engine was made of: the types of its products, and whether its attention is fused.
 
-TensorRT's inspector answers JSON: `{"Layers": [{"Name", "LayerType", "TacticName", "Inputs", "Outputs",
-"Metadata"}, ...]}`, where a tensor has a "Format/Datatype" ("Half", "Row major linear FP16 format") and
-the metadata lists the nodes of the graph that became the layer: "[ONNX Layer: block.0.attn/Softmax]".
-With less than detailed verbosity, and for regions that stay one foreign node, it says less: what is not
-told is reported as unknown, not as missing.
+`layer_lists` reads the layers. With less than detailed verbosity, and for regions that stay one foreign node, a
+compiler says less: what it does not say is reported as unknown, not as missing.
 """
 
 import dataclasses
-import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# As formats and types are written in TensorRT 8.2 to 11: the longer names first, for "FP16" is in "BF16" too.
-_TYPES: tuple[tuple[str, str], ...] = (
-    (r"bf16|bfloat16", "bf16"),
-    (r"fp8|e4m3", "fp8"),
-    (r"fp4|e2m1", "fp4"),
-    (r"int8", "int8"),
-    (r"fp16|half", "fp16"),
-    (r"fp32|float", "fp32"),
-    (r"int64|int32|bool|uint8", "integer"),
-)
-_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+# A product multiplies two tensors; more inputs of its kernel are scales, biases and residuals.
+OPERANDS = 2
+# From narrow to wide: a product of two types computes in the wider one.
+_BY_WIDTH = ("fp4", "fp8", "int8", "fp16", "bf16", "fp32")
+_TIMES = " x "
 # Kernels of fused attention say so: "_gemm_mha_v2_0x...", "fmha_v2_flash_attention_fp16_S_40_...".
 _FUSED_NAME = re.compile(r"mha|flash", re.IGNORECASE)
 # The softmax of a tower's attention, by the names that the exporter gives; CALIP's is too wide for such kernels.
 TOWER = "tower."
 _SOFTMAX = re.compile(r"(tower\..*)/Softmax(_\d+)?")
 _PRODUCT = re.compile(r"/(MatMul|Gemm|Conv|Einsum)(_\d+)?$")
-_PRODUCTS = 2
-# Kernels that multiply matrices: what the precision of an engine is about.
-_HEAVY = re.compile(r"gemm|conv|matmul|matrixmultiply|fc|mha|xmma|cutlass|einsum|cask", re.IGNORECASE)
+# The exporter's node that dequantises the constant weight of a product, by the name of that product.
+_DEQUANTISES = "/dequantise_weight"
+# Layers that multiply matrices, by their kind, by their kernel, or by the name that the compiler made up for a fusion.
+_HEAVY_KIND = re.compile(r"gemm|conv|correlation|matmul|matrixmultiply|fullyconnected|mha|einsum", re.IGNORECASE)
+_HEAVY_KERNEL = re.compile(r"(?i:gemm|gemv|conv|matmul|mha|xmma|cutlass|einsum|cask)|Fc(?![a-z])")
+# Every kernel's name ends in a hash, in which any two letters may stand.
+_HASH = re.compile(r"_0x[0-9a-f]+")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,25 +35,38 @@ class Layer:
     """One layer of an engine.
 
     Attributes:
-        name: TensorRT's.
+        name: the compiler's.
         kind: "kgen", "gemm", "Reformat", ...
-        tactic: name of the kernel, empty where it is not told.
+        tactic: name of the kernel, empty where it is not known.
         types: element types of its outputs and inputs: "fp16", "fp32", "int8", ...
-        nodes: of the graph, that it computes; empty where it is not told.
+        operands: types of the first two tensors that it reads, constants included and single numbers left out.
+        nodes: of the graph, that it computes; empty where they are not known.
     """
 
     name: str
     kind: str
     tactic: str
     types: tuple[str, ...]
+    operands: tuple[str, ...]
     nodes: tuple[str, ...]
 
     @property
     def is_heavy(self) -> bool:
         """Whether it multiplies matrices, as far as its names tell."""
-        if self.is_reformat:
+        if self.is_reformat or self.is_region:
             return False
-        return any(_HEAVY.search(text) is not None for text in (self.kind, self.tactic, self.name))
+        made_up = self.name if self.name.startswith("_") else ""
+        kernels = (_HASH.sub("", text) for text in (self.tactic, made_up))
+        return _HEAVY_KIND.search(self.kind) is not None or any(map(_HEAVY_KERNEL.search, kernels))
+
+    @property
+    def precision(self) -> str:
+        """What it multiplies: "int8", or "int8 x fp32" where the operands differ. Empty where it is not known.
+
+        Of an eight-bit product the output is wide; where the operands are not known, the output has to do.
+        """
+        kinds = sorted({kind for kind in self.operands if kind in _BY_WIDTH}, key=_BY_WIDTH.index)
+        return _TIMES.join(kinds) or next(iter(self.types), "")
 
     @property
     def is_reformat(self) -> bool:
@@ -73,7 +80,7 @@ class Layer:
 
     @property
     def is_region(self) -> bool:
-        """Whether it stands for kernels that are not told apart."""
+        """Whether it stands for several kernels that are not listed."""
         return self.kind == "Myelin" or self.name.startswith("{ForeignNode") or len(self.blocks) > 1
 
     @property
@@ -81,9 +88,15 @@ class Layer:
         """Whether one kernel computes softmax and both products of an attention: by its name, or by its nodes."""
         if self.is_region:
             return False
-        if _FUSED_NAME.search(self.tactic) or _FUSED_NAME.match(self.name.lstrip("_").removeprefix("gemm_")):
+        if self.has_attention_name:
             return True
-        return any(sum(node.startswith(f"{block}/MatMul") for node in self.nodes) >= _PRODUCTS for block in self.blocks)
+        return any(sum(node.startswith(f"{block}/MatMul") for node in self.nodes) >= OPERANDS for block in self.blocks)
+
+    @property
+    def has_attention_name(self) -> bool:
+        """Whether its name is that of a kernel of fused attention."""
+        name = self.name.lstrip("_").removeprefix("gemm_").removeprefix("gemv_")
+        return any((_FUSED_NAME.search(self.tactic), _FUSED_NAME.match(name)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,19 +105,21 @@ class LayerReport:
 
     Attributes:
         count: of all layers.
-        heavy_types: how many layers that multiply matrices work in each type.
-        products: in which type each product of the graph is computed, by the name of its node.
+        heavy_types: how many layers multiply matrices of each type: see `Layer.precision`.
+        products: what each product of the graph multiplies, by the name of its node; with several profiles, the widest.
+        quantised: products whose constant weight is eight bits in the graph.
         fused: how many layers are fused attention.
         unfused: attention blocks of the tower whose softmax is in a layer that is no fused attention.
-        untold: attention blocks in a layer that stands for several kernels: fused or not, TensorRT does not say.
+        untold: attention blocks in a layer that stands for several kernels: they may be fused or not.
         reformats: how many layers only change the format or type of a tensor.
         layers: name, kind, tactic and types of each.
-        is_detailed: whether TensorRT told which nodes became which layer.
+        is_detailed: whether the list says which nodes became which layer.
     """
 
     count: int
     heavy_types: Mapping[str, int]
     products: Mapping[str, str]
+    quantised: Sequence[str]
     fused: int
     unfused: Sequence[str]
     untold: Sequence[str]
@@ -117,55 +132,56 @@ class LayerReport:
         return dataclasses.asdict(self)
 
 
-def read_layers(information: str) -> tuple[Layer, ...]:
-    """Read what the inspector answers.
-
-    Args:
-        information: JSON. Layers that are only names, as without detailed verbosity, keep only that.
-
-    Raises:
-        ValueError: it is no such JSON.
-    """
-    document = json.loads(information)
-    if not isinstance(document, dict) or not isinstance(document.get("Layers"), list):
-        message = "the layer information has no list of Layers"
-        raise ValueError(message)  # noqa: TRY004 - about content, as json's own errors
-    return tuple(_layer(each) for each in document["Layers"])
-
-
 def report(layers: Sequence[Layer]) -> LayerReport:
     """Count and judge layers."""
-    heavy = [layer for layer in layers if layer.is_heavy and layer.types]
+    heavy = [layer for layer in layers if layer.is_heavy and layer.precision]
+    nodes = dict.fromkeys(node for layer in layers for node in layer.nodes)
     return LayerReport(
         count=len(layers),
-        heavy_types=dict(Counter(layer.types[0] for layer in heavy)),
-        products={node: layer.types[0] for layer in heavy for node in layer.nodes if _PRODUCT.search(node)},
+        heavy_types=dict(Counter(layer.precision for layer in heavy)),
+        products=_products(heavy),
+        quantised=[node.removesuffix(_DEQUANTISES) for node in nodes if node.endswith(_DEQUANTISES)],
         fused=sum(layer.is_fused_attention for layer in layers),
-        unfused=[block for layer in layers if not layer.is_region | layer.is_fused_attention for block in layer.blocks],
-        untold=[block for layer in layers if layer.is_region for block in layer.blocks],
+        unfused=_once(
+            block for layer in layers if not layer.is_region | layer.is_fused_attention for block in layer.blocks
+        ),
+        untold=_once(block for layer in layers if layer.is_region for block in layer.blocks),
         reformats=sum(layer.is_reformat for layer in layers),
         layers=[
-            {"name": layer.name, "kind": layer.kind, "tactic": layer.tactic, "types": list(layer.types)}
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "tactic": layer.tactic,
+                "types": list(layer.types),
+                "operands": list(layer.operands),
+            }
             for layer in layers
         ],
         is_detailed=any(layer.nodes for layer in layers),
     )
 
 
-def _layer(entry: object) -> Layer:
-    if not isinstance(entry, dict):
-        return Layer(name=str(entry), kind="", tactic="", types=(), nodes=())
-    tensors = [tensor for side in ("Outputs", "Inputs") for tensor in entry.get(side) or () if isinstance(tensor, dict)]
-    types = [_type(str(tensor.get("Format/Datatype") or tensor.get("Datatype") or "")) for tensor in tensors]
-    return Layer(
-        name=str(entry.get("Name", "")),
-        kind=str(entry.get("LayerType", "")),
-        tactic=str(entry.get("TacticName", "")),
-        types=tuple(dict.fromkeys(each for each in types if each)),
-        nodes=tuple(_NODE.findall(str(entry.get("Metadata") or ""))),
-    )
+def _once(names: Iterable[str]) -> list[str]:
+    """Each name once: an engine has every layer again for every profile."""
+    return list(dict.fromkeys(names))
 
 
-def _type(text: str) -> str:
-    lowered = text.lower()
-    return next((name for pattern, name in _TYPES if re.search(pattern, lowered)), "")
+def _products(heavy: Sequence[Layer]) -> dict[str, str]:
+    """What each product multiplies.
+
+    A kernel of fused attention also lists the products before it, whose scales it applies: theirs are the other layers.
+    """
+    found: dict[str, str] = {}
+    for of_attention in (False, True):
+        claimed = frozenset(found)
+        for layer in heavy:
+            if layer.has_attention_name is of_attention:
+                for node in layer.nodes:
+                    if _PRODUCT.search(node) and node not in claimed:
+                        found[node] = max(found.get(node, layer.precision), layer.precision, key=_width)
+    return found
+
+
+def _width(precision: str) -> tuple[int, int]:
+    kinds = precision.split(_TIMES)
+    return max(_BY_WIDTH.index(kind) if kind in _BY_WIDTH else 0 for kind in kinds), -len(kinds)
