@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from runtime_samples import reference_logits
 from stand_ins import names
-from stand_ins.bindings import ENGINE_CODE, RUNTIME, STAND_INS, Bindings
+from stand_ins.bindings import RUNTIME, STAND_INS, Bindings, engine_sources
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
@@ -104,7 +104,7 @@ def test_each_misspelt_keyword_of_our_engine_code_is_refused(
 ) -> None:
     shutil.copytree(RUNTIME / "calipso_runtime", tmp_path / "calipso_runtime")
     description, refused = tensorrt_bindings.describe(), 0
-    for path in sorted((tmp_path / ENGINE_CODE).glob("*.py")):
+    for path in engine_sources(tmp_path):
         code = path.read_text(encoding="utf-8")
         for keyword in names.judged_keywords(path, description):
             path.write_text(names.misspelt(code, keyword), encoding="utf-8")

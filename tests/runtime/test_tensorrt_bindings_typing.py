@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from stand_ins import names, stubs
-from stand_ins.bindings import ENGINE_CODE, RUNTIME, SAMPLE, Bindings, engine_sources
+from stand_ins.bindings import RUNTIME, SAMPLE, Bindings, engine_sources
 
 pytest.importorskip("pybind11_stubgen", reason="generates the stubs of TensorRT")
 pytest.importorskip("mypy", reason="checks the types")
@@ -75,12 +75,12 @@ def test_each_keyword_of_our_engine_code_is_found_when_misspelt(
 ) -> None:
     shutil.copytree(RUNTIME / "calipso_runtime", tmp_path / "calipso_runtime")
     description, places = tensorrt_bindings.describe(), []
-    for path in sorted((tmp_path / ENGINE_CODE).glob("*.py")):
+    for path in engine_sources(tmp_path):
         for keyword in names.judged_keywords(path, description):
             path.write_text(names.misspelt(path.read_text(encoding="utf-8"), keyword), encoding="utf-8")
             places.append(f"{path.name}:{keyword.lineno}")
 
-    errors = mypy(stub_folder, mypy_cache, *(tmp_path / ENGINE_CODE).glob("*.py"), runtime=tmp_path)
+    errors = mypy(stub_folder, mypy_cache, *engine_sources(tmp_path), runtime=tmp_path)
 
     assert places
     missed = [place for place in places if not any(place in error and "misspelt_" in error for error in errors)]

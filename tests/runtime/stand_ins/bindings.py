@@ -25,17 +25,18 @@ VERSIONS = ("10.3.0", "10.13.0.35", "10.16.1.11", "11.4.0.106")
 STAND_INS = Path(__file__).parent
 SOURCES = {"stand_in.so": STAND_INS / "tensorrt.c", "libcuda.so.1": STAND_INS / "cuda.c"}
 RUNTIME = STAND_INS.parents[2] / "runtime"
-# Our code that imports tensorrt, and a small example of such code.
-ENGINE_CODE = Path("calipso_runtime", "backends", "tensorrt")
+# Our code that imports tensorrt or is given it, and a small example of such code.
+_BACKENDS = Path("calipso_runtime", "backends")
+ENGINE_CODE = (_BACKENDS / "tensorrt", _BACKENDS / "tensorrt_common")
 SAMPLE = STAND_INS / "sample_engine.py"
 _DISTRIBUTION = "tensorrt-cu12-bindings"
 _NEEDED_LIBRARY = re.compile(rb"libnv[a-z_]+\.so\.\d+")
 _SECONDS = 240
 
 
-def engine_sources() -> list[Path]:
-    """Files of our engine code."""
-    return sorted((RUNTIME / ENGINE_CODE).glob("*.py"))
+def engine_sources(runtime: Path = RUNTIME) -> list[Path]:
+    """Files of our engine code, or of a copy of it."""
+    return sorted(path for folder in ENGINE_CODE for path in (runtime / folder).glob("*.py"))
 
 
 class UnavailableError(Exception):

@@ -17,6 +17,8 @@ from pathlib import Path
 Overload = list[tuple[str, bool]]
 Description = Mapping[str, list[Overload] | None]
 _MODULE = "tensorrt"
+# Code that several modules share takes one of them as a parameter of this name.
+_PARAMETER = "trt"
 
 
 def findings(source: Path, description: Description) -> list[str]:
@@ -146,7 +148,7 @@ def _asked(nodes: Iterable[ast.AST], function: str) -> Iterator[tuple[str, str]]
 
 def _aliases(tree: ast.AST) -> dict[str, str]:
     """Local names that stand for the module ("") or for one of its names."""
-    found = {}
+    found = {_PARAMETER: ""}
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):

@@ -11,11 +11,12 @@ from calipso_runtime import devices
 from calipso_runtime.backends.tensorrt import version
 from calipso_runtime.backends.tensorrt.engine import OUT_OF_MEMORY
 from calipso_runtime.backends.tensorrt.log import Log, started
-from calipso_runtime.backends.tensorrt.monitor import Monitor, Report
+from calipso_runtime.backends.tensorrt.monitor import Monitor
+from calipso_runtime.backends.tensorrt_common import network as networks
+from calipso_runtime.backends.tensorrt_common.monitor import Report
 from calipso_runtime.cuda.device import Device
 from calipso_runtime.engines.options import BuildOptions
 from calipso_runtime.errors import EngineBuildError
-from calipso_runtime.manifest import INPUTS
 
 _MIB = 1 << 20
 # How often a build in its own thread is looked after: an interrupt is noticed by then.
@@ -154,16 +155,22 @@ class _Work:
             raise
 
     def _build(self) -> None:
+        request = self._request
+        job = networks.Job(
+            compiler=f"TensorRT {version()}",
+            model_path=request.model_path,
+            options=request.options,
+            log=self._log,
+        )
         builder = started(lambda: trt.Builder(self._log), self._log)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         # The parser holds weights that the network refers to: it lives as long as the build.
-        parser = trt.OnnxParser(network, self._log)
-        if not parser.parse_from_file(str(self._request.model_path)):
-            raise EngineBuildError(self._refusal(parser))
+        network, parser = networks.parse(trt, builder, job)
         config = builder.create_builder_config()
-        self._configure(builder, network, config)
+        self._configure(builder, config)
+        networks.add_profiles(builder, network, config, job)
         cache = self._timing_cache(config)
         plan = builder.build_serialized_network(network, config)
+        del parser
         if cache is not None:
             self.timing_cache = bytes(cache.serialize())
         if plan is not None and not self.monitor.is_cancelled:
@@ -177,23 +184,11 @@ class _Work:
                 return cache
         return None
 
-    def _refusal(self, parser: trt.OnnxParser) -> str:
-        errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        told = "; ".join(f"node {error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors)
-        return (
-            f"TensorRT {version()} cannot read {self._request.model_path}: {told or self._log.take_errors()}. "
-            "`calipso lint` says which rules of which version it breaks"
-        )
-
-    def _configure(self, builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
+    def _configure(self, builder: trt.Builder, config: trt.IBuilderConfig) -> None:
         options = self._request.options
+        networks.configure(trt, config, options)
         config.progress_monitor = self.monitor
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         config.builder_optimization_level = options.optimisation_level
-        if options.workspace_mib is not None:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * _MIB)
-        # On by default, even where the graph says fp32.
-        (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
         if options.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
             # With it a plan would hold host code, and loading that would have to be allowed.
@@ -204,11 +199,8 @@ class _Work:
             # The weights that come back are those of the same file: kernels may be chosen for them.
             config.set_flag(trt.BuilderFlag.STRIP_PLAN)
             config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)
-        if options.weight_streaming:
-            config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
         if options.dla_core is not None:
             self._use_dla(builder, config, options.dla_core)
-        self._add_profiles(builder, network, config)
 
     def _use_dla(self, builder: trt.Builder, config: trt.IBuilderConfig, core: int) -> None:
         if core >= builder.num_DLA_cores:
@@ -217,19 +209,3 @@ class _Work:
         config.default_device_type = trt.DeviceType.DLA
         config.DLA_core = core
         config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
-
-    def _add_profiles(self, builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
-        image = network.get_input(0)
-        if network.num_inputs != 1 or image.name not in INPUTS:
-            names = ", ".join(network.get_input(index).name for index in range(network.num_inputs))
-            message = (
-                f"{self._request.model_path} takes {names}: expected one input, {' or '.join(INPUTS)}. Export it again"
-            )
-            raise EngineBuildError(message)
-        rest = tuple(image.shape)[1:]
-        for each in self._request.options.profiles:
-            profile = builder.create_optimization_profile()
-            profile.set_shape(image.name, min=(each.least, *rest), opt=(each.best, *rest), max=(each.most, *rest))
-            if config.add_optimization_profile(profile) < 0:
-                message = f"TensorRT refuses the batches {each}: {self._log.take_errors()}"
-                raise EngineBuildError(message)

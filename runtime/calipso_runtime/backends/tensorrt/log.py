@@ -1,7 +1,5 @@
-"""TensorRT's log, kept: its calls answer None or False, and only the log says why."""
+"""TensorRT's log, as an object that TensorRT calls."""
 
-import threading
-from collections import deque
 from collections.abc import Callable
 from typing import TextIO, TypeVar
 
@@ -9,61 +7,22 @@ import tensorrt as trt
 
 from calipso_runtime import devices
 from calipso_runtime.backends.tensorrt import version
+from calipso_runtime.backends.tensorrt_common.log import LogLines
 from calipso_runtime.errors import BackendUnavailableError
 
 T = TypeVar("T")
 
-_MOST_KEPT = 200
-_SHOWN = 5
 
-
-class Log(trt.ILogger):  # type: ignore[misc] # without tensorrt installed its classes are unknown
-    """Keeps errors and warnings; TensorRT calls it from several threads.
-
-    Args:
-        stream: gets every line as well, the verbose ones too.
-    """
+class Log(LogLines, trt.ILogger):  # type: ignore[misc] # without tensorrt installed its classes are unknown
+    """See `LogLines`."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         trt.ILogger.__init__(self)
-        self._stream = stream
-        self._lock = threading.Lock()
-        self._errors: deque[str] = deque(maxlen=_MOST_KEPT)
-        self._warnings: deque[str] = deque(maxlen=_MOST_KEPT)
+        LogLines.__init__(self, stream)
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
         """What TensorRT calls."""
-        with self._lock:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                # Our messages go on behind it.
-                self._errors.append(msg.strip().rstrip("."))
-            elif severity == trt.ILogger.Severity.WARNING:
-                self._warnings.append(msg)
-            if self._stream is not None:
-                self._write(self._stream, f"[{severity.name}] {msg}\n")
-
-    def _write(self, stream: TextIO, line: str) -> None:
-        """What cannot be written is no reason to end a build; TensorRT's bindings would print each error."""
-        try:
-            stream.write(line)
-        except OSError as error:
-            self._stream = None
-            self._warnings.append(f"TensorRT's log is not written any more: {error.strerror or error}")
-
-    def take_errors(self) -> str:
-        """The first errors since the last call, as the end of a sentence: the first one is mostly the cause."""
-        with self._lock:
-            errors = list(dict.fromkeys(self._errors))
-            self._errors.clear()
-        shown = "; ".join(errors[:_SHOWN])
-        more = f" (and {len(errors) - _SHOWN} more)" if len(errors) > _SHOWN else ""
-        return f"{shown}{more}" if errors else "TensorRT did not say why"
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Every warning once."""
-        with self._lock:
-            return tuple(dict.fromkeys(self._warnings))
+        self.keep(severity.name, msg)
 
 
 def started(make: Callable[[], T], log: Log) -> T:
