@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from calipso_runtime.bundle import Bundle, open_bundle
 from calipso_runtime.engines import plans
+from calipso_runtime.engines.families import Capability
 from calipso_runtime.engines.options import BatchRange, BuildOptions, trtexec_command
 from calipso_runtime.engines.plans import Machine, PlanRecord
 from calipso_runtime.errors import BackendUnavailableError, BundleCorruptError, EngineBuildError, UsageError
@@ -21,11 +22,19 @@ from child_process import child
 HERE = Machine(
     gpu="Orin", capability=(8, 7), tensorrt="10.3.0.30", cuda_driver="12.6", system="Linux", processor="aarch64"
 )
+# A machine that a plan of TensorRT for RTX is compiled on, and one that runs it.
+COMPILING = Machine(
+    gpu="", capability=None, tensorrt="1.7.1", cuda_driver="", engine="tensorrt-rtx", system="Linux", processor="x86_64"
+)
+WORKSTATION = dataclasses.replace(COMPILING, gpu="RTX 4090", capability=(8, 9), cuda_driver="13.0")
 CONTENT = b"a plan, as far as files go"
 
 
-def record(bundle: Bundle, machine: Machine = HERE, **options: object) -> PlanRecord:
+def record(
+    bundle: Bundle, machine: Machine = HERE, compiled_for: tuple[Capability, ...] = (), **options: object
+) -> PlanRecord:
     return PlanRecord(
+        compiled_for=compiled_for,
         graph=seal_of(bundle.model_path),
         machine=machine,
         options=BuildOptions(**options),
@@ -127,6 +136,46 @@ def test_a_new_plan_replaces_the_old_one_of_the_same_machine(bundle: Bundle, fol
     assert plans.find_plan(bundle, HERE).path.read_bytes() == b"new"
 
 
+def test_a_plan_that_was_compiled_for_several_gpus_runs_on_each(bundle: Bundle, folder: Path) -> None:
+    written = plans.write_plan(folder, CONTENT, record(bundle, COMPILING, ((8, 6), (8, 9), (12, 0))))
+
+    found = plans.find_plan(bundle, WORKSTATION)
+
+    assert written.record_path.name == "rtx-sm86-sm89-sm120-1.7.1.json"
+    assert found.record.compiled_for == ((8, 6), (8, 9), (12, 0))
+    assert (found.record.machine.capability, found.record.machine.compiler) == (None, "TensorRT for RTX 1.7.1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"capability": (12, 1), "gpu": "GB10"}, r"built for sm86, sm89, here is GB10 \(12\.1\)"),
+        ({"tensorrt": "1.6.0"}, r"built by TensorRT for RTX 1\.7\.1, here is 1\.6\.0"),
+        ({"system": "Windows"}, "built on Linux x86_64, this is Windows x86_64"),
+        ({"engine": "tensorrt"}, "an engine of TensorRT for RTX, not of TensorRT"),
+    ],
+)
+def test_a_plan_that_was_compiled_for_others_says_what_differs(
+    bundle: Bundle, folder: Path, changes: dict[str, object], reason: str
+) -> None:
+    plans.write_plan(folder, CONTENT, record(bundle, COMPILING, ((8, 6), (8, 9))))
+
+    with pytest.raises(BackendUnavailableError, match=reason):
+        plans.find_plan(bundle, dataclasses.replace(WORKSTATION, **changes))
+
+
+def test_without_a_plan_of_its_engine_the_command_names_engine_and_gpu(bundle: Bundle) -> None:
+    with pytest.raises(BackendUnavailableError, match=r"Build one here: .* --engine tensorrt-rtx --capability sm89$"):
+        plans.find_plan(bundle, WORKSTATION)
+
+
+def test_a_plan_for_this_gpu_alone_comes_before_one_for_several(bundle: Bundle, folder: Path) -> None:
+    plans.write_plan(folder, b"several", record(bundle, COMPILING, ((8, 6), (8, 9))))
+    plans.write_plan(folder, b"one", record(bundle, COMPILING, ((8, 9),)))
+
+    assert plans.find_plan(bundle, WORKSTATION).path.read_bytes() == b"one"
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -189,6 +238,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from calipso_runtime.engines import plans
+from calipso_runtime.engines.families import Capability
 with plans.building(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -140,6 +140,14 @@ def test_engines_of_two_versions_of_tensorrt_are_no_model(own: Path, tmp_path: P
     assert "holds engines of TensorRT 10.13.0.35, 10.3.0.30" in result.stderr
 
 
+def test_plans_of_tensorrt_for_rtx_are_not_served(own: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(own)
+    compiling = dataclasses.replace(HERE, engine="tensorrt-rtx", capability=None)
+    plans.write_plan(plans.engines_folder(bundle), CONTENT, record(bundle, compiling, ((8, 6), (8, 9))))
+
+    assert write_repository(own, Serving(name="x"), tmp_path / "out") == ("x-onnx",)
+
+
 def test_a_head_that_is_an_input_is_served_by_the_runtime_alone(make_bundle: MakeBundle, tmp_path: Path) -> None:
     bundle = make_bundle(graph=GIVEN_HEAD)
 

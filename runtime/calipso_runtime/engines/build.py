@@ -24,6 +24,7 @@ from calipso_runtime.bundle import Bundle, open_bundle
 from calipso_runtime.caching import cache_folder
 from calipso_runtime.engines import checks, layer_lists, layers, plans
 from calipso_runtime.engines.checks import Checks
+from calipso_runtime.engines.families import sm
 from calipso_runtime.engines.layers import LayerReport
 from calipso_runtime.engines.options import BuildOptions
 from calipso_runtime.engines.plans import Machine, Plan, PlanRecord
@@ -117,7 +118,7 @@ def build(
     device = Device()
     try:
         machine = this_machine(device)
-        kept = timing_cache or _timing_cache_path(machine)
+        kept = timing_cache or _timing_cache_path(device, machine)
         folder = plans.engines_folder(bundle)
         with plans.building(folder), _work_folder(folder) as work:
             job = _Job(bundle, manifest, options, machine, device, kept, log, report)
@@ -270,9 +271,9 @@ def _read_layers(engine: "TensorRtBackend") -> tuple[layers.Layer, ...]:
         raise BackendError(message) from error
 
 
-def _timing_cache_path(machine: Machine) -> Path:
-    device = hashlib.sha256(machine.gpu.encode()).hexdigest()[:8]
-    return cache_folder() / "tensorrt" / f"{machine.stem}-{device}.timing"
+def _timing_cache_path(device: "Device", machine: Machine) -> Path:
+    digest = hashlib.sha256(machine.gpu.encode()).hexdigest()[:8]
+    return cache_folder() / "tensorrt" / f"{sm(device.capability)}-{machine.tensorrt}-{digest}.timing"
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
     engines/sm90-11.4.0.106.json           the record; renamed into its place last, it makes a plan valid
     engines/sm90-11.4.0.106-1f0c9a2b.plan  what TensorRT wrote, named by its own hash
+    engines/rtx-sm86-sm89-1.7.1.116.json   the same of a plan that TensorRT for RTX compiled for several GPUs
 
 A plan is executable code. Nothing of it is given to TensorRT before its sha256 is the record's, and the
 record's own is right: this finds damage; against intent there are signatures (`signing`).
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from calipso_runtime.bundle import Bundle
+from calipso_runtime.engines.families import NAMES, TENSORRT, TENSORRT_RTX, Capability, sm
 from calipso_runtime.engines.options import BatchRange, BuildOptions
 from calipso_runtime.errors import BackendUnavailableError, BundleCorruptError, EngineBuildError
 from calipso_runtime.graph_file import seal_of
@@ -27,7 +29,7 @@ from calipso_runtime.manifest import canonical
 from calipso_runtime.signing import PublicKey
 
 FOLDER = "engines"
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 _LOCK_FILE = ".building"
 _HASH_SHOWN = 8
 # Compute capability from which a hardware-compatible plan runs: Ampere.
@@ -39,25 +41,27 @@ class Machine:
     """What a plan is tied to.
 
     Attributes:
-        gpu: name of the device.
-        capability: compute capability of it, (9, 0).
-        tensorrt: version, "11.4.0.106".
-        cuda_driver: the newest CUDA that the driver speaks, "13.0".
+        gpu: name of the device; empty where a plan was compiled without one.
+        capability: compute capability of it, (9, 0); None where there is no device.
+        tensorrt: version of the engine, "11.4.0.106".
+        cuda_driver: the newest CUDA that the driver speaks, "13.0"; empty where there is no driver.
+        engine: of `families.NAMES`.
         system: operating system, "Linux".
         processor: of the host, "x86_64".
     """
 
     gpu: str
-    capability: tuple[int, int]
+    capability: Capability | None
     tensorrt: str
     cuda_driver: str
+    engine: str = TENSORRT
     system: str = dataclasses.field(default_factory=platform.system)
     processor: str = dataclasses.field(default_factory=platform.machine)
 
     @property
-    def stem(self) -> str:
-        """How plans for it are called: "sm90-11.4.0.106"."""
-        return f"sm{self.capability[0]}{self.capability[1]}-{self.tensorrt}"
+    def compiler(self) -> str:
+        """Name and version of the engine: "TensorRT 11.4.0.106"."""
+        return f"{NAMES.get(self.engine, self.engine)} {self.tensorrt}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,9 +74,10 @@ class PlanRecord:
         options: that it was built with.
         tensors: inputs and outputs: name, mode, dtype, shape.
         layers: what it was made of: see `layers.LayerReport`.
-        checks: what was found after the build; `parity` is "passed", "failed" or "unknown".
+        checks: what was found after the build; `parity` is "passed", "failed", "unknown" or "unverified".
         builds: of each build its seconds, its latency and how far its answers were off.
         plan: name, sha256 and bytes of the file.
+        compiled_for: compute capabilities that it was compiled for ahead of time; empty: for the machine's own GPU.
     """
 
     graph: str
@@ -83,10 +88,26 @@ class PlanRecord:
     checks: Mapping[str, Any]
     builds: Sequence[Mapping[str, Any]]
     plan: Mapping[str, Any]
+    compiled_for: tuple[Capability, ...] = ()
+
+    @property
+    def capabilities(self) -> tuple[Capability, ...]:
+        """Compute capabilities of the GPUs that it runs on."""
+        own = self.machine.capability
+        return self.compiled_for or (() if own is None else (own,))
+
+    @property
+    def stem(self) -> str:
+        """How its files are called: "sm90-11.4.0.106", "rtx-sm86-sm89-1.7.1.116"."""
+        family = ["rtx"] if self.machine.engine == TENSORRT_RTX else []
+        return "-".join([*family, *map(sm, self.capabilities), self.machine.tensorrt])
 
     @property
     def parity(self) -> str:
-        """Whether the plan answers like eager PyTorch: "passed", "failed", "unknown"."""
+        """Whether the plan answers like eager PyTorch: "passed", "failed", "unknown".
+
+        "unverified" where no GPU has run it yet.
+        """
         return str(self.checks.get("parity", "unknown"))
 
     @property
@@ -110,15 +131,17 @@ class PlanRecord:
             if document["record_version"] > RECORD_VERSION:
                 message = f"{source} has record version {document['record_version']}: upgrade calipso, or build again"
                 raise BundleCorruptError(message)
-            machine = {**document["machine"], "capability": tuple(document["machine"]["capability"])}
+            own = document["machine"]["capability"]
+            machine = {**document["machine"], "capability": None if own is None else tuple(own)}
             profiles = tuple(BatchRange(**each) for each in document["options"]["profiles"])
             values = {name: document[name] for name in ("graph", "tensors", "layers", "checks", "builds", "plan")}
             return cls(
                 machine=Machine(**machine),
                 options=BuildOptions(**{**document["options"], "profiles": profiles}),
+                compiled_for=tuple((major, minor) for major, minor in document.get("compiled_for", ())),
                 **values,
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             message = f"{source} is no record of a plan ({error!r}): build the engine again"
             raise BundleCorruptError(message) from error
 
@@ -200,13 +223,21 @@ def find_plan(bundle: Bundle, machine: Machine) -> Plan:
             continue
         found.append(plan)
     if found:
-        return min(found, key=lambda plan: plan.record.machine.stem != machine.stem)
+        return min(found, key=lambda plan: _distance(plan.record, machine))
     because = "; ".join(refusals) or f"{engines_folder(bundle)} holds none"
     message = (
-        f"no engine of {bundle.path} for {machine.gpu} (compute capability {_dotted(machine.capability)}) with "
-        f"TensorRT {machine.tensorrt}: {because}. Build one here: calipso build {bundle.path}"
+        f"no engine of {bundle.path} for {_device(machine)} with {machine.compiler}: {because}. "
+        f"Build one here: {build_command(bundle, machine)}"
     )
     raise BackendUnavailableError(message)
+
+
+def build_command(bundle: Bundle, machine: Machine) -> str:
+    """Return the command that builds an engine for a machine."""
+    if machine.engine == TENSORRT:
+        return f"calipso build {bundle.path}"
+    capability = "" if machine.capability is None else f" --capability {sm(machine.capability)}"
+    return f"calipso build {bundle.path} --engine {machine.engine}{capability}"
 
 
 def why_unfit(record: PlanRecord, bundle: Bundle, machine: Machine) -> str | None:
@@ -214,18 +245,16 @@ def why_unfit(record: PlanRecord, bundle: Bundle, machine: Machine) -> str | Non
     built, options = record.machine, record.options
     if record.graph != seal_of(bundle.model_path):
         return "it was built from another graph, or from this one before it was exported again"
+    if built.engine != machine.engine:
+        return f"it is an engine of {NAMES.get(built.engine, built.engine)}, not of {NAMES[machine.engine]}"
     if (built.system, built.processor) != (machine.system, machine.processor):
         return f"it was built on {built.system} {built.processor}, this is {machine.system} {machine.processor}"
     if not _fits_version(built.tensorrt, machine.tensorrt, is_compatible=options.version_compatible):
         compatible = ", version compatible," if options.version_compatible else ""
-        return f"it was built{compatible} by TensorRT {built.tensorrt}, here is {machine.tensorrt}"
-    if built.capability != machine.capability and not (
-        options.hardware_compatible and min(built.capability, machine.capability) >= _AMPERE
-    ):
-        return (
-            f"it was built for {built.gpu} (compute capability {_dotted(built.capability)}), here is {machine.gpu} "
-            f"({_dotted(machine.capability)})"
-        )
+        return f"it was built{compatible} by {built.compiler}, here is {machine.tensorrt}"
+    if not _fits_gpu(record, machine):
+        made_for = ", ".join(map(sm, record.compiled_for)) or _device(built)
+        return f"it was built for {made_for}, here is {machine.gpu} ({_dotted(machine.capability)})"
     return None
 
 
@@ -240,7 +269,7 @@ def write_plan(folder: Path, content: Any, record: PlanRecord) -> Plan:
     Raises:
         EngineBuildError: the folder cannot be written.
     """
-    stem = record.machine.stem
+    stem = record.stem
     digest = hashlib.sha256(content).hexdigest()
     name = f"{stem}-{digest[:_HASH_SHOWN]}.plan"
     entry = {"file": name, "sha256": digest, "bytes": memoryview(content).nbytes}
@@ -317,5 +346,23 @@ def _digest(document: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical(document).encode(errors="surrogatepass")).hexdigest()
 
 
-def _dotted(capability: tuple[int, int]) -> str:
-    return ".".join(map(str, capability))
+def _fits_gpu(record: PlanRecord, machine: Machine) -> bool:
+    """The same compute capability; or with a hardware-compatible plan, any from Ampere on."""
+    capability = machine.capability
+    if capability is None or capability in record.capabilities:
+        return capability is not None
+    return record.options.hardware_compatible and min(capability, *record.capabilities) >= _AMPERE
+
+
+def _distance(record: PlanRecord, machine: Machine) -> tuple[bool, int]:
+    """How far a plan that fits is from one that was built for this machine alone."""
+    is_own = (record.machine.tensorrt, record.capabilities) == (machine.tensorrt, (machine.capability,))
+    return not is_own, len(record.capabilities)
+
+
+def _device(machine: Machine) -> str:
+    return f"{machine.gpu} (compute capability {_dotted(machine.capability)})"
+
+
+def _dotted(capability: Capability | None) -> str:
+    return "unknown" if capability is None else ".".join(map(str, capability))

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from calipso_runtime.bundle import MANIFEST_FILE, Bundle, open_bundle
-from calipso_runtime.engines.plans import Plan, engines_folder, read_plan
+from calipso_runtime.engines import families
+from calipso_runtime.engines.plans import Plan, PlanRecord, engines_folder, read_plan
 from calipso_runtime.errors import BundleNotFoundError, UsageError
 from calipso_runtime.graph_file import seal_of
 from calipso_runtime.head.file import refuse_labels
@@ -173,7 +174,7 @@ def _write_tensorrt(folder: Path, bundle: Bundle, manifest: Manifest, plans: Seq
             "sets of batches: a server has one TensorRT, and one configuration for all its GPUs. Leave the others out"
         )
         raise UsageError(message)
-    by_capability = {f"{major}.{minor}": plan for plan in plans for major, minor in [plan.record.machine.capability]}
+    by_capability = {f"{major}.{minor}": plan for plan in plans for major, minor in plan.record.capabilities}
     files = {capability: f"model-{capability}.plan" for capability in by_capability}
     for capability, plan in by_capability.items():
         plan.check()
@@ -306,8 +307,10 @@ def _plans(bundle: Bundle) -> list[Plan]:
     """The engines of this graph that a server can load as they are."""
     seal = seal_of(bundle.model_path)
     plans = [read_plan(path) for path in sorted(engines_folder(bundle).glob("*.json"))]
-    return [
-        plan
-        for plan in plans
-        if plan.record.graph == seal and not plan.record.options.strip_weights and plan.record.options.dla_core is None
-    ]
+    return [plan for plan in plans if plan.record.graph == seal and _is_servable(plan.record)]
+
+
+def _is_servable(record: PlanRecord) -> bool:
+    """Whether Triton's TensorRT loads it with nothing beside it; it does not load plans of TensorRT for RTX."""
+    options = record.options
+    return record.machine.engine == families.TENSORRT and not options.strip_weights and options.dla_core is None

@@ -15,7 +15,7 @@ from calipso_runtime.backends.tensorrt.lane import Lane
 from calipso_runtime.backends.tensorrt.lanes import Lanes, Pending
 from calipso_runtime.bundle import Bundle
 from calipso_runtime.cuda.device import Device
-from calipso_runtime.engines.plans import Machine, Plan, find_plan, read_plan, why_unfit
+from calipso_runtime.engines.plans import Machine, Plan, build_command, find_plan, read_plan, why_unfit
 from calipso_runtime.errors import BackendError, BackendUnavailableError, CalipsoWarning, UsageError
 from calipso_runtime.graph_file import METADATA_MANIFEST, embedded_manifest
 
@@ -161,6 +161,6 @@ def _plan(bundle: Bundle, machine: Machine, gpu: GpuOptions) -> Plan:
         raise UsageError(message)
     plan = read_plan(gpu.plan)
     if (reason := why_unfit(plan.record, bundle, machine)) is not None:
-        message = f"{gpu.plan} does not run here: {reason}. Build one here: calipso build {bundle.path}"
+        message = f"{gpu.plan} does not run here: {reason}. Build one here: {build_command(bundle, machine)}"
         raise BackendUnavailableError(message)
     return plan
