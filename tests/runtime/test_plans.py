@@ -1,6 +1,7 @@
 """Plans on disk: which machine they fit, what damage is found, and that two builds do not meet."""
 
 import dataclasses
+import errno
 import json
 import subprocess
 import sys
@@ -232,6 +233,27 @@ def test_a_folder_that_cannot_be_written_leaves_nothing(bundle: Bundle, own: Pat
         plans.write_plan(own / "engines", CONTENT, record(bundle))
     with pytest.raises(EngineBuildError, match="cannot be written: "), plans.building(own / "engines"):
         pass
+
+
+def test_a_plan_whose_record_cannot_be_written_does_not_stay(
+    bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans.write_plan(folder, b"old", record(bundle))
+    before = sorted(folder.iterdir())
+    write = plans._write
+
+    def full(path: Path, content: object) -> None:
+        if path.suffix == ".json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(plans, "_write", full)
+
+    for content in (b"new", b"old"):
+        with pytest.raises(EngineBuildError, match="No space left on device"):
+            plans.write_plan(folder, content, record(bundle))
+
+    assert sorted(folder.iterdir()) == before
 
 
 HOLD = """

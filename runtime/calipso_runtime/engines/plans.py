@@ -277,6 +277,7 @@ def write_plan(folder: Path, content: Any, record: PlanRecord) -> Plan:
     document = record.as_json()
     document["sha256"] = _digest(document)
     record_path = folder / f"{stem}.json"
+    is_new = not (folder / name).exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / name, content)
@@ -285,6 +286,10 @@ def write_plan(folder: Path, content: Any, record: PlanRecord) -> Plan:
             if old.name != name:
                 old.unlink(missing_ok=True)
     except OSError as error:
+        # Without a record a plan is nothing. One that was there before is the older record's.
+        with contextlib.suppress(OSError):
+            if is_new:
+                (folder / name).unlink(missing_ok=True)
         message = f"the engine cannot be written to {folder}: {error.strerror or error}"
         raise EngineBuildError(message) from error
     return Plan(record_path=record_path, record=record)
@@ -313,9 +318,10 @@ def building(folder: Path) -> Iterator[None]:
                 "wait until it is done, then build again"
             )
             raise EngineBuildError(message)
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
+        # Past the stream's buffer, which would fail once more when it is closed. On a full disk the lock holds as well.
+        with contextlib.suppress(OSError):
+            stream.truncate(0)
+            os.write(stream.fileno(), str(os.getpid()).encode())
         try:
             yield
         finally:
