@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ort,openvino,export,hf,video,cli,bench,sign,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ort,openvino,rtx,export,hf,video,cli,bench,sign,dev]'
 	# Its bounds leave out today's protobuf and ml_dtypes, with which its schema of Triton works.
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt tritonclient
 	touch $(READY)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 FOREIGN = (
-    *("torch", "torchvision", "open_clip", "onnx", "onnxruntime", "openvino", "tensorrt"),
+    *("torch", "torchvision", "open_clip", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"),
     *("PIL", "click", "rich", "tokenizers", "ftfy", "av"),
 )
 BUDGET_S = 0.100

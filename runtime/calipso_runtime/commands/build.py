@@ -1,4 +1,4 @@
-"""`calipso build`: an engine of TensorRT for this machine's GPU, checked before it is kept."""
+"""`calipso build`: an engine for this machine's GPU, or compiled ahead for others, checked before it is kept."""
 
 import contextlib
 import json
@@ -11,8 +11,12 @@ from rich.console import Console
 
 from calipso_runtime.commands.build_options import build_options, options_of
 from calipso_runtime.commands.progress_bars import progress_bars
-from calipso_runtime.engines.build import Finished, build
+from calipso_runtime.engines import families
+from calipso_runtime.engines.ahead import compile_ahead, refuse
+from calipso_runtime.engines.build import build
+from calipso_runtime.engines.families import sm
 from calipso_runtime.engines.options import BuildOptions, as_line, trtexec_command
+from calipso_runtime.engines.workplace import Finished
 from calipso_runtime.errors import UsageError
 from calipso_runtime.interrupts import terminated_like_interrupted
 
@@ -21,6 +25,18 @@ _PATH = click.Path(path_type=Path)
 
 @click.command("build")
 @click.argument("bundle", type=_PATH)
+@click.option(
+    "--engine",
+    type=click.Choice((families.AUTO, *families.NAMES)),
+    default=families.AUTO,
+    show_default=True,
+    help="auto: TensorRT where it works, else TensorRT for RTX.",
+)
+@click.option(
+    "--capability",
+    metavar="SM,...",
+    help="GPUs to compile for with tensorrt-rtx, such as sm86,sm89,sm120 (default: all that the precision runs on).",
+)
 @build_options
 @click.option("--timing-cache", type=_PATH, metavar="FILE", help="Keeps what was measured (default: one per GPU).")
 @click.option("--builds", type=int, default=1, show_default=True, help="Build so often, keep the fastest that passes.")
@@ -31,6 +47,8 @@ _PATH = click.Path(path_type=Path)
 def build_command(
     *,
     bundle: Path,
+    engine: str,
+    capability: str | None,
     timing_cache: Path | None,
     builds: int,
     force: bool,
@@ -39,14 +57,20 @@ def build_command(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Build a TensorRT engine of BUNDLE for this machine's GPU.
+    """Build an engine of BUNDLE and keep it in BUNDLE/engines.
 
-    The engine is loaded from its file and held to the bundle's parity gates before it is kept in BUNDLE/engines.
+    TensorRT builds for this machine's GPU. The engine is loaded from its file and held to the bundle's parity gates.
+
+    TensorRT for RTX compiles for other GPUs, on any machine. Types and fused attention are checked; how the engine
+    answers is unverified until a GPU has run it.
     """
     options = options_of(**flags)
-    if print_trtexec:
+    if print_trtexec and engine != families.TENSORRT_RTX and capability is None:
         click.echo(_trtexec(bundle, options))
         return
+    engine = families.resolve(engine, ahead=capability is not None)
+    if engine == families.TENSORRT_RTX:
+        _refuse_others(timing_cache, builds, print_trtexec=print_trtexec)
     with contextlib.ExitStack() as stack:
         log = None
         if log_path is not None:
@@ -57,11 +81,29 @@ def build_command(
                 raise UsageError(message) from error
         stack.enter_context(terminated_like_interrupted())
         report = stack.enter_context(progress_bars(Console(stderr=True)))
-        finished = build(bundle, options, builds=builds, timing_cache=timing_cache, force=force, log=log, report=report)
+        if engine == families.TENSORRT_RTX:
+            finished = compile_ahead(bundle, options, capability=capability, force=force, log=log, report=report)
+        else:
+            finished = build(
+                bundle, options, builds=builds, timing_cache=timing_cache, force=force, log=log, report=report
+            )
     if as_json:
         click.echo(json.dumps(finished.plan.record.as_json(), indent=2))
     else:
         _print(finished)
+
+
+def _refuse_others(timing_cache: Path | None, builds: int, *, print_trtexec: bool) -> None:
+    """Refuse what is only for TensorRT, which times kernels on the GPU while it builds."""
+    measures = "it measures nothing while it compiles"
+    refused = (
+        ("--timing-cache", timing_cache is not None, measures),
+        ("--builds", builds != 1, measures),
+        ("--print-trtexec", print_trtexec, "trtexec builds with TensorRT"),
+    )
+    for flag, is_set, why in refused:
+        if is_set:
+            refuse(flag, why)
 
 
 # Of a bare graph, whose inputs are not known.
@@ -88,7 +130,8 @@ def _print(finished: Finished) -> None:
     record, found = finished.plan.record, finished.checks
     console = Console(markup=False, emoji=False, highlight=False)
     kept = next(each for each in record.builds if each["kept"])
-    console.print(f"TensorRT {record.machine.tensorrt} on {record.machine.gpu}, built in {kept['seconds']:.0f} s")
+    made_for = f"on {record.machine.gpu}" if record.machine.gpu else f"for {', '.join(map(sm, record.compiled_for))}"
+    console.print(f"{record.machine.compiler} {made_for}, built in {kept['seconds']:.0f} s")
     for batch, samples in kept["latency_ms"].items():
         console.print(f"batch {batch}: median {statistics.median(samples):.3f} ms from host to host")
     if len(record.builds) > 1:
@@ -108,7 +151,8 @@ def _print(finished: Finished) -> None:
         click.echo(f"failed: {failure}", err=True)
     for warning in (*found.warnings, *finished.warnings):
         click.echo(f"warning: {warning}", err=True)
-    console.print(f"parity: {record.parity}", style="red" if found.failures else "green")
+    style = "red" if found.failures else ("green" if found.was_run else "yellow")
+    console.print(f"parity: {record.parity}", style=style)
     console.print(f"wrote {finished.plan.path}", soft_wrap=True)
 
 

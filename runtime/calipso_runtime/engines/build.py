@@ -7,12 +7,10 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
-import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -20,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime.backends import GpuOptions
-from calipso_runtime.bundle import Bundle, open_bundle
+from calipso_runtime.bundle import Bundle
 from calipso_runtime.caching import cache_folder
 from calipso_runtime.engines import checks, layer_lists, layers, plans
 from calipso_runtime.engines.checks import Checks
@@ -28,9 +26,9 @@ from calipso_runtime.engines.families import sm
 from calipso_runtime.engines.layers import LayerReport
 from calipso_runtime.engines.options import BuildOptions
 from calipso_runtime.engines.plans import Machine, Plan, PlanRecord
-from calipso_runtime.errors import BackendError, EngineBuildError, UsageError
-from calipso_runtime.graph_file import embedded_manifest, seal_of
-from calipso_runtime.head.file import refuse_engine
+from calipso_runtime.engines.workplace import Finished, opened, work_folder
+from calipso_runtime.errors import BackendError, UsageError
+from calipso_runtime.graph_file import seal_of
 from calipso_runtime.manifest import Manifest
 from calipso_runtime.parity import spread
 
@@ -42,21 +40,6 @@ Report = Callable[[str, int, int], None]
 
 # Times that every candidate is loaded and timed in turn, where there are several to choose from.
 _ROUNDS = 3
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Finished:
-    """What `build` gave.
-
-    Attributes:
-        plan: in its place.
-        checks: of the plan that was kept.
-        warnings: of TensorRT's builder.
-    """
-
-    plan: Plan
-    checks: Checks
-    warnings: tuple[str, ...]
 
 
 @dataclasses.dataclass
@@ -108,9 +91,7 @@ def build(
     if builds < 1:
         message = f"builds is {builds}: expected at least 1"
         raise UsageError(message)
-    bundle = open_bundle(path, remember=True)
-    manifest = bundle.manifest or Manifest.from_json(json.loads(embedded_manifest(bundle.model_path)), source=str(path))
-    refuse_engine(path, manifest)
+    bundle, manifest = opened(path)
     # The first thing that touches the driver: everything above fails without it just the same.
     from calipso_runtime.backends.tensorrt.backend import this_machine
     from calipso_runtime.cuda.device import Device
@@ -120,7 +101,7 @@ def build(
         machine = this_machine(device)
         kept = timing_cache or _timing_cache_path(device, machine)
         folder = plans.engines_folder(bundle)
-        with plans.building(folder), _work_folder(folder) as work:
+        with work_folder(folder) as work:
             job = _Job(bundle, manifest, options, machine, device, kept, log, report)
             candidates = [job.candidate(work / str(number), fresh=builds > 1) for number in range(builds)]
             best = job.best(candidates, force=force)
@@ -184,12 +165,7 @@ class _Job:
         """The fastest that passed, by the sum of its medians over the batches that the profiles are best at."""
         passed = [each for each in candidates if not each.checks.failures]
         if not passed and not force:
-            failures = "\n  ".join(candidates[0].checks.failures)
-            message = (
-                f"the engine of {self.bundle.path} is not what its graph says, and is not kept:\n  {failures}\n"
-                "Export with another --precision, or publish it nevertheless with --force"
-            )
-            raise EngineBuildError(message)
+            checks.refuse_failed(candidates[0].checks, self.bundle)
         batches = [each.best for each in self.options.profiles]
         rounds = _ROUNDS if len(candidates) > 1 else 1
         # In turn: what the machine does besides falls on all of them.
@@ -274,15 +250,3 @@ def _read_layers(engine: "TensorRtBackend") -> tuple[layers.Layer, ...]:
 def _timing_cache_path(device: "Device", machine: Machine) -> Path:
     digest = hashlib.sha256(machine.gpu.encode()).hexdigest()[:8]
     return cache_folder() / "tensorrt" / f"{sm(device.capability)}-{machine.tensorrt}-{digest}.timing"
-
-
-@contextlib.contextmanager
-def _work_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside the plans that is gone afterwards. Called while the lock is held: older ones are left-overs."""
-    for left in folder.glob(".partial-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from calipso_runtime.backends import Backend
+from calipso_runtime.backends import Backend, TensorInfo
 from calipso_runtime.bundle import Bundle
 from calipso_runtime.engines.layers import TOWER, LayerReport
 from calipso_runtime.engines.options import BuildOptions
+from calipso_runtime.errors import EngineBuildError
 from calipso_runtime.manifest import Manifest
 from calipso_runtime.parity import Parity
 from calipso_runtime.reference import batch_sizes, read_reference, verify_engine
@@ -25,6 +26,8 @@ _HEAVY_TYPE: Mapping[str, str] = {
     "fp8": "fp8",
     "fp32": "fp32",
 }
+# How the answers of an engine stand that was compiled on a machine without its GPU.
+UNVERIFIED = "unverified"
 _EIGHT_BITS = ("int8", "fp8")
 # Precisions that compute in 16 bits what is not in eight.
 _HALF = ("fp16", "bf16", "int8-fp16", "fp8")
@@ -42,16 +45,20 @@ class Checks:
     Attributes:
         failures: why the engine is not what was asked for: it is not published, unless forced.
         warnings: what makes it slower, or could not be checked.
-        parity: how it answers, or None where the bundle carries no answers to compare with.
+        parity: how it answers, or None where that could not be compared.
+        was_run: whether a GPU has run the engine.
     """
 
     failures: tuple[str, ...]
     warnings: tuple[str, ...]
     parity: Parity | None
+    was_run: bool = True
 
     @property
     def parity_status(self) -> str:
         """For the plan's record."""
+        if not self.was_run:
+            return UNVERIFIED
         return "unknown" if self.parity is None else self.parity.status
 
     def as_json(self) -> dict[str, Any]:
@@ -73,8 +80,38 @@ def check(engine: Backend, bundle: Bundle, manifest: Manifest, layers: LayerRepo
     else:
         ranges = [(each.least, each.most) for each in options.profiles]
         parity = verify_engine(engine, bundle, batches=batch_sizes(*ranges))
-    failures = [*_edges(engine, manifest), *_types(manifest, layers), *(parity.failures if parity else ())]
+    edges = _edges((*engine.inputs, *engine.outputs), manifest)
+    failures = [*edges, *_types(manifest, layers), *(parity.failures if parity else ())]
     return Checks(failures=tuple(failures), warnings=tuple(warnings), parity=parity)
+
+
+def check_compiled(
+    inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo], manifest: Manifest, layers: LayerReport
+) -> Checks:
+    """Check what can be checked of an engine that no GPU has run: its edges and its layers."""
+    doubt = "answers unverified: no GPU has run this engine yet"
+    return Checks(
+        failures=(*_edges((*inputs, *outputs), manifest), *_types(manifest, layers)),
+        warnings=(*layer_warnings(manifest, layers), doubt),
+        parity=None,
+        was_run=False,
+    )
+
+
+def refuse_failed(found: Checks, bundle: Bundle) -> None:
+    """Refuse to keep an engine that failed its checks.
+
+    Raises:
+        EngineBuildError: it failed one; names each.
+    """
+    if not found.failures:
+        return
+    failures = "\n  ".join(found.failures)
+    message = (
+        f"the engine of {bundle.path} is not what its graph says, and is not kept:\n  {failures}\n"
+        "Export with another --precision, or publish it nevertheless with --force"
+    )
+    raise EngineBuildError(message)
 
 
 def layer_warnings(manifest: Manifest, layers: LayerReport) -> list[str]:
@@ -101,10 +138,10 @@ def latencies(engine: Backend, batches: Sequence[int]) -> dict[int, list[float]]
     return measured
 
 
-def _edges(engine: Backend, manifest: Manifest) -> list[str]:
+def _edges(tensors: Sequence[TensorInfo], manifest: Manifest) -> list[str]:
     """Inputs and outputs that are not those of the graph."""
     promised = {**manifest.graph.get("inputs", {}), **manifest.graph.get("outputs", {})}
-    found = {tensor.name: tensor for tensor in (*engine.inputs, *engine.outputs)}
+    found = {tensor.name: tensor for tensor in tensors}
     wrong = [f"the engine has no {name}" for name in promised if name not in found]
     for name, entry in promised.items():
         if name in found and found[name].dtype != entry.get("dtype", "float32"):

@@ -4,7 +4,6 @@ import mmap
 import os
 import re
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,21 +12,11 @@ import tensorrt as trt
 from calipso_runtime.backends import TensorInfo, free_input
 from calipso_runtime.backends.tensorrt import version
 from calipso_runtime.backends.tensorrt.log import Log, started
+from calipso_runtime.backends.tensorrt_common.network import dtype_name
 from calipso_runtime.engines.options import BatchRange, BuildOptions
 from calipso_runtime.errors import BackendError, BackendUnavailableError, DeviceMemoryError
 
 LEAN_RUNTIME_VARIABLE = "CALIPSO_LEAN_RUNTIME"
-# By the name of TensorRT's enum member: its values are not the same in every version. bf16 and fp8 have no
-# type in numpy; no bundle has them at its edge.
-_DTYPES: Mapping[str, str] = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-}
 # As TensorRT and CUDA write in the log that there is too little of it.
 OUT_OF_MEMORY = re.compile(r"memory|cudaMalloc|OOM", re.IGNORECASE)
 
@@ -105,7 +94,7 @@ class Engine:
         name = engine.get_tensor_name(index)
         shape = tuple(size if size >= 0 else None for size in engine.get_tensor_shape(name))
         kind = engine.get_tensor_dtype(name).name
-        return engine.get_tensor_mode(name), TensorInfo(name=name, shape=shape, dtype=_DTYPES.get(kind, kind.lower()))
+        return engine.get_tensor_mode(name), TensorInfo(name=name, shape=shape, dtype=dtype_name(kind))
 
     def _range(self, engine: trt.ICudaEngine, profile: int) -> BatchRange:
         least, best, most = (next(iter(shape)) for shape in engine.get_tensor_profile_shape(self.input, profile))

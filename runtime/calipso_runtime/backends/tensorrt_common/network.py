@@ -1,10 +1,12 @@
 """Steps of a build that both compilers share: from the graph to a strongly typed network and its configuration."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from calipso_runtime.backends import TensorInfo
 from calipso_runtime.backends.tensorrt_common.log import LogLines
 from calipso_runtime.engines.options import BuildOptions
 from calipso_runtime.errors import EngineBuildError
@@ -14,6 +16,17 @@ if TYPE_CHECKING:
     import tensorrt
 
 _MIB = 1 << 20
+# By the name of the enum's member: its values are not the same in every version. bf16 and fp8 have no type in numpy;
+# no bundle has them at its edge.
+_DTYPES: Mapping[str, str] = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,3 +101,20 @@ def add_profiles(
         if config.add_optimization_profile(profile) < 0:
             message = f"{job.compiler} refuses the batches {each}: {job.log.take_errors()}"
             raise EngineBuildError(message)
+
+
+def edges(network: "tensorrt.INetworkDefinition") -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    """Return the inputs and the outputs of a network: of a strongly typed one, those of its engine too."""
+    inputs = (network.get_input(place) for place in range(network.num_inputs))
+    outputs = (network.get_output(place) for place in range(network.num_outputs))
+    return tuple(map(_info, inputs)), tuple(map(_info, outputs))
+
+
+def dtype_name(kind: str) -> str:
+    """Return numpy's name of a type, by the name of the compiler's."""
+    return _DTYPES.get(kind, kind.lower())
+
+
+def _info(tensor: "tensorrt.ITensor") -> TensorInfo:
+    shape = tuple(size if size >= 0 else None for size in tensor.shape)
+    return TensorInfo(name=tensor.name, shape=shape, dtype=dtype_name(tensor.dtype.name))
