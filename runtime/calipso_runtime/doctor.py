@@ -12,6 +12,7 @@ from calipso_runtime.errors import BackendUnavailableError
 # Distribution names: onnxruntime comes as any of these, always as the module `onnxruntime`.
 _ORT_DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml")
 _TENSORRT_DISTRIBUTIONS = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
+_TENSORRT_RTX_DISTRIBUTIONS = ("tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13")
 _EXPORTER_MODULES = ("calipso_export", "torch", "torchvision", "open_clip", "onnx", "onnxscript")
 
 
@@ -42,6 +43,7 @@ class Report(TypedDict):
     cuda_problem: str | None
     gpus: list[str]
     tensorrt: str | None
+    tensorrt_rtx: str | None
     exporter: dict[str, bool]
 
 
@@ -68,6 +70,7 @@ def examine() -> Report:
         cuda_problem=driver.problem,
         gpus=list(driver.devices),
         tensorrt=installed_version(*_TENSORRT_DISTRIBUTIONS),
+        tensorrt_rtx=installed_version(*_TENSORRT_RTX_DISTRIBUTIONS),
         exporter={name: importlib.util.find_spec(name) is not None for name in _EXPORTER_MODULES},
     )
 

@@ -1,6 +1,7 @@
 """`calipso inspect` and `calipso doctor`: readable for people, whole as JSON."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -116,6 +117,18 @@ def test_doctor_tells_a_listed_provider_that_does_not_come_up(output: Output, mo
 
     assert "CUDAExecutionProvider  does not work: CUDAExecutionProvider needs a CUDA device: no NVIDIA driver" in told
     assert "CPUExecutionProvider   works: a session runs on it" in told
+
+
+def test_doctor_names_the_compiler_that_needs_no_gpu(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"tensorrt-rtx-cu13": "1.7.1.116"}
+
+    def version(*names: str) -> str | None:
+        return next((versions[name] for name in names if name in versions), None)
+
+    monkeypatch.setattr("calipso_runtime.doctor.installed_version", version)
+
+    assert json.loads(output("doctor", "--json"))["tensorrt_rtx"] == "1.7.1.116"
+    assert re.search(r"TensorRT for RTX +1\.7\.1\.116", output("doctor"))
 
 
 def test_doctor_names_the_devices(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:

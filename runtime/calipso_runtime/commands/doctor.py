@@ -47,6 +47,7 @@ def _rows(report: Report) -> list[tuple[str, str]]:
     rows += [
         ("CUDA driver", report["cuda_problem"] or f"CUDA {report['cuda_driver']}: {', '.join(report['gpus'])}"),
         ("TensorRT", report["tensorrt"] or "not installed: pip install 'calipso[trt]'"),
+        ("TensorRT for RTX", report["tensorrt_rtx"] or "not installed: pip install 'calipso[rtx]'"),
         ("exporter", _exporter(report["exporter"])),
     ]
     return rows

@@ -27,6 +27,8 @@ _START = (
 _ERRORS_FILE = "errors.txt"
 _ERRORS: Mapping[str, type[BackendError]] = {"BackendUnavailableError": BackendUnavailableError}
 _SHOWN_LINES = 3
+# How the system ends a process when memory runs out; Windows has no such signal.
+_KILLED = -getattr(signal, "SIGKILL", 0) or None
 _NO_MEMORY = ("bad_alloc", "MemoryError", "Cannot allocate memory")
 
 
@@ -139,7 +141,7 @@ def _how_it_ended(code: int, errors_path: Path, model_path: Path) -> str:
     name = NAMES[TENSORRT_RTX]
     said = errors_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-_SHOWN_LINES:]
     tail = f" It printed: {' / '.join(said)}." if said else ""
-    if code == -signal.SIGKILL or any(word in line for word in _NO_MEMORY for line in said):
+    if code == _KILLED or any(word in line for word in _NO_MEMORY for line in said):
         holders = ", ".join(devices.largest_processes()) or "other processes"
         return (
             f"{name} was killed while it built an engine from {model_path}: the machine probably ran out of memory. "
