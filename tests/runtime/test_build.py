@@ -350,6 +350,14 @@ def test_without_a_driver_the_command_fails_with_one_line(held_to: Path) -> None
     assert engines(held_to) == []
 
 
+def test_a_bundle_is_refused_before_the_machine_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calipso_runtime.engines.families.importlib.util.find_spec", lambda _name: None)
+
+    result = CliRunner().invoke(calipso, ["build", str(tmp_path / "nowhere.calipso")])
+
+    assert (result.exit_code, "nowhere.calipso" in result.stderr) == (1, True)
+
+
 def test_the_command_tells_what_it_built(gpu: Gpu, held_to: Path, tmp_path: Path) -> None:
     arguments = ["build", str(held_to), "--batch", "1", "--batch", "2,4,8", "--log", str(tmp_path / "trt.log")]
 

@@ -16,7 +16,7 @@ from calipso_runtime.engines.ahead import compile_ahead, refuse
 from calipso_runtime.engines.build import build
 from calipso_runtime.engines.families import sm
 from calipso_runtime.engines.options import BuildOptions, as_line, trtexec_command
-from calipso_runtime.engines.workplace import Finished
+from calipso_runtime.engines.workplace import Finished, opened
 from calipso_runtime.errors import UsageError
 from calipso_runtime.interrupts import terminated_like_interrupted
 
@@ -68,6 +68,8 @@ def build_command(
     if print_trtexec and engine != families.TENSORRT_RTX and capability is None:
         click.echo(_trtexec(bundle, options))
         return
+    # A bundle of which no engine can be built is refused whatever this machine has; its hashes are remembered.
+    opened(bundle)
     engine = families.resolve(engine, ahead=capability is not None)
     if engine == families.TENSORRT_RTX:
         _refuse_others(timing_cache, builds, print_trtexec=print_trtexec)
