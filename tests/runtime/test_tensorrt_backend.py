@@ -134,8 +134,8 @@ def test_graphs_can_be_switched_off(opened: Open, gpu: Gpu) -> None:
 
 def test_of_many_sizes_the_graphs_last_used_are_kept(opened: Open, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = opened()
-    monkeypatch.setattr("calipso_runtime.backends.tensorrt.bound.MOST_GRAPHS", 2)
-    monkeypatch.setattr("calipso_runtime.backends.tensorrt.bound.MOST_UNUSED", 8)
+    monkeypatch.setattr("calipso_runtime.backends.tensorrt_common.bound.MOST_GRAPHS", 2)
+    monkeypatch.setattr("calipso_runtime.backends.tensorrt_common.bound.MOST_UNUSED", 8)
     for count in (2, 3):
         for _ in range(3):
             check(backend, count)
@@ -156,7 +156,7 @@ def test_more_sizes_in_turn_than_graphs_are_not_captured_whenever_they_come(
     opened: Open, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = opened()
-    monkeypatch.setattr("calipso_runtime.backends.tensorrt.bound.MOST_GRAPHS", 2)
+    monkeypatch.setattr("calipso_runtime.backends.tensorrt_common.bound.MOST_GRAPHS", 2)
     sizes = (2, 3, 4, 5)
     for count in 3 * sizes:
         check(backend, count)

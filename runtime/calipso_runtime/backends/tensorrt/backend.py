@@ -1,166 +1,25 @@
-"""The backend: one plan of a bundle on one GPU."""
+"""The backend: a plan of TensorRT."""
 
-import traceback
-import warnings
-from collections.abc import Mapping, Sequence
-
-import numpy as np
-import numpy.typing as npt
-
-from calipso_runtime import devices
-from calipso_runtime.backends import GpuOptions, TensorInfo
-from calipso_runtime.backends.tensorrt import version
-from calipso_runtime.backends.tensorrt.engine import Engine, why_unavailable
-from calipso_runtime.backends.tensorrt.lane import Lane
-from calipso_runtime.backends.tensorrt.lanes import Lanes, Pending
+from calipso_runtime.backends.tensorrt.engine import TensorRtEngine
+from calipso_runtime.backends.tensorrt.log import LIBRARY
+from calipso_runtime.backends.tensorrt_common.backend import PlanBackend
 from calipso_runtime.bundle import Bundle
 from calipso_runtime.cuda.device import Device
-from calipso_runtime.engines.plans import Machine, Plan, build_command, find_plan, read_plan, why_unfit
-from calipso_runtime.errors import BackendError, BackendUnavailableError, CalipsoWarning, UsageError
-from calipso_runtime.graph_file import METADATA_MANIFEST, embedded_manifest
+from calipso_runtime.engines.plans import Machine, Plan
 
 
 def this_machine(device: Device) -> Machine:
-    """What a plan has to fit here."""
-    return Machine(
-        gpu=device.name,
-        capability=device.capability,
-        tensorrt=version(),
-        cuda_driver=devices.cuda_driver().version or "unknown",
-    )
+    """Return what a plan has to fit here."""
+    return LIBRARY.machine(device)
 
 
-class Parts:
-    """A batch that was split: its parts under way, in order."""
-
-    def __init__(self, parts: Sequence[Pending]) -> None:
-        self._parts = parts
-
-    def result(self) -> dict[str, npt.NDArray[np.floating]]:
-        """Wait for all of them, and join the answers."""
-        answers = [part.result() for part in self._parts]
-        return {name: np.concatenate([each[name] for each in answers]) for name in answers[0]}
-
-
-class TensorRtBackend:
-    """One engine on one GPU; `run` and `submit` may be called from several threads at once.
-
-    Args:
-        bundle: whose hashes were checked.
-        threads: not used: the GPU computes.
-        keep_optimised: not used: `calipso build` keeps what was optimised.
-        gpu: lanes, batches that are too large, CUDA graphs, which plan.
-
-    Raises:
-        BackendUnavailableError: no plan of the bundle runs here; says how to build one.
-        BundleCorruptError: a plan or its record is truncated or was edited.
-        SignatureError: signatures are required, and the plan's record has none.
-        DeviceMemoryError: the engine does not fit.
-    """
+class TensorRtBackend(PlanBackend):
+    """See `PlanBackend`. `calipso build` keeps what was optimised in the plan."""
 
     name = "tensorrt"
+    library = LIBRARY
 
-    @classmethod
-    def why_unavailable(cls) -> str | None:
-        """Why TensorRT does not start here, or None; whether a bundle has an engine for it is another question."""
-        return why_unavailable()
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        *,
-        threads: int | None = None,
-        keep_optimised: bool = True,
-        gpu: GpuOptions | None = None,
-    ) -> None:
-        del threads, keep_optimised
-        self._device: Device | None = Device()
-        try:
-            self._open(bundle, gpu or GpuOptions(), self._device)
-        except BaseException as error:
-            with self._device.freeing():
-                # What TensorRT gave goes now, in this context, and not whenever the error is forgotten.
-                traceback.clear_frames(error.__traceback__)
-            self._device.free()
-            raise
-
-    def _open(self, bundle: Bundle, gpu: GpuOptions, device: Device) -> None:
-        plan = _plan(bundle, this_machine(device), gpu)
-        if bundle.signed_by is not None:
-            plan = read_plan(plan.record_path, bundle.signed_by)
-        # Nothing of the plan reaches TensorRT before this: it is executable code.
-        plan.check()
+    def _open_engine(self, plan: Plan, bundle: Bundle, device: Device, *, keep_optimised: bool) -> TensorRtEngine:
+        del device, keep_optimised
         record = plan.record
-        if record.failures:
-            message = f"{plan.path} failed its checks when it was built: {'; '.join(record.failures)}. Build it again"
-            warnings.warn(message, CalipsoWarning, stacklevel=2)
-        with device.current():
-            engine = Engine(plan.path, record.options, model_path=bundle.model_path, built_by=record.machine.tensorrt)
-        self.record = record
-        self.graph = f"{plan.path.parent.name}/{plan.path.name}"
-        self.provider = f"TensorRT {version()} on {device.name}"
-        self.metadata: Mapping[str, str] = {METADATA_MANIFEST: embedded_manifest(bundle.model_path)}
-        self.inputs: Sequence[TensorInfo] = engine.inputs
-        self.outputs: Sequence[TensorInfo] = engine.outputs
-        self._engine = engine
-        self._splits = gpu.oversize == "split"
-        self._most = max(each.most for each in engine.ranges)
-        # Weights that are fetched, and DLA's own work, are not captured.
-        is_plain = not record.options.weight_streaming and record.options.dla_core is None
-        uses_graphs = gpu.cuda_graphs and is_plain
-        self._lanes = Lanes(lambda: Lane(engine, device, uses_graphs=uses_graphs), device, most=gpu.lanes)
-
-    @property
-    def most(self) -> int:
-        """The largest batch that the engine takes at once."""
-        return self._most
-
-    def run(self, image: object, outputs: Sequence[str]) -> dict[str, npt.NDArray[np.floating]]:
-        """Answer a batch: see `Backend.run` and `DeviceBackend`."""
-        return self.submit(image, outputs).result()
-
-    def submit(self, image: object, outputs: Sequence[str]) -> "Pending | Parts":
-        """Start a batch, in parts where it is larger than every profile, and go on: see `DeviceBackend.submit`.
-
-        Raises:
-            BackendError: it is too large, and is not to be split; or lies on the device and is too large.
-        """
-        if not isinstance(image, np.ndarray):
-            return self._lanes.submit(image, outputs)
-        if len(image) <= self._most:
-            return self._lanes.submit(np.ascontiguousarray(image), outputs)
-        if not self._splits:
-            message = (
-                f"a batch of {len(image)} is larger than every profile of the engine ({self._most}): give smaller "
-                "ones, let them be split, or build with a larger --batch"
-            )
-            raise BackendError(message)
-        # All are started before the first is waited for: copies of one run beside the work of another.
-        parts = np.array_split(image, -(-len(image) // self._most))
-        return Parts([self._lanes.submit(np.ascontiguousarray(part), outputs) for part in parts])
-
-    def layer_information(self) -> str:
-        """TensorRT's own account of the engine, as JSON."""
-        return self._engine.information()
-
-    def close(self) -> None:
-        """Free contexts, engine and context of the device, in this order. Twice is allowed."""
-        self._lanes.close()
-        device, self._device = self._device, None
-        if device is not None:
-            with device.freeing():
-                self._engine.free()
-            device.free()
-
-
-def _plan(bundle: Bundle, machine: Machine, gpu: GpuOptions) -> Plan:
-    if gpu.plan is None:
-        return find_plan(bundle, machine)
-    if not gpu.plan.is_file():
-        message = f"{gpu.plan} is not there: expected the record (.json) of a plan"
-        raise UsageError(message)
-    plan = read_plan(gpu.plan)
-    if (reason := why_unfit(plan.record, bundle, machine)) is not None:
-        message = f"{gpu.plan} does not run here: {reason}. Build one here: {build_command(bundle, machine)}"
-        raise BackendUnavailableError(message)
-    return plan
+        return TensorRtEngine(plan.path, record.options, model_path=bundle.model_path, built_by=record.machine.tensorrt)

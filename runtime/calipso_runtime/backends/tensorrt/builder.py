@@ -9,10 +9,10 @@ import tensorrt as trt
 
 from calipso_runtime import devices
 from calipso_runtime.backends.tensorrt import version
-from calipso_runtime.backends.tensorrt.engine import OUT_OF_MEMORY
-from calipso_runtime.backends.tensorrt.log import Log, started
+from calipso_runtime.backends.tensorrt.log import LIBRARY, Log
 from calipso_runtime.backends.tensorrt.monitor import Monitor
 from calipso_runtime.backends.tensorrt_common import network as networks
+from calipso_runtime.backends.tensorrt_common.engine import OUT_OF_MEMORY
 from calipso_runtime.backends.tensorrt_common.monitor import Report
 from calipso_runtime.cuda.device import Device
 from calipso_runtime.engines.options import BuildOptions
@@ -162,7 +162,7 @@ class _Work:
             options=request.options,
             log=self._log,
         )
-        builder = started(lambda: trt.Builder(self._log), self._log)
+        builder = LIBRARY.started(lambda: trt.Builder(self._log), self._log)
         # The parser holds weights that the network refers to: it lives as long as the build.
         network, parser = networks.parse(trt, builder, job)
         config = builder.create_builder_config()

@@ -1,16 +1,12 @@
-"""TensorRT's log, as an object that TensorRT calls."""
+"""TensorRT's log, as an object that TensorRT calls, and TensorRT as the shared code is given it."""
 
-from collections.abc import Callable
-from typing import TextIO, TypeVar
+from typing import TextIO
 
 import tensorrt as trt
 
-from calipso_runtime import devices
-from calipso_runtime.backends.tensorrt import version
+from calipso_runtime.backends.tensorrt_common.library import Library
 from calipso_runtime.backends.tensorrt_common.log import LogLines
-from calipso_runtime.errors import BackendUnavailableError
-
-T = TypeVar("T")
+from calipso_runtime.engines.families import TENSORRT
 
 
 class Log(LogLines, trt.ILogger):  # type: ignore[misc] # without tensorrt installed its classes are unknown
@@ -25,19 +21,4 @@ class Log(LogLines, trt.ILogger):  # type: ignore[misc] # without tensorrt insta
         self.keep(severity.name, msg)
 
 
-def started(make: Callable[[], T], log: Log) -> T:
-    """Make a builder or a runtime: the first thing that fails where driver and TensorRT do not fit.
-
-    Raises:
-        BackendUnavailableError: TensorRT does not start.
-    """
-    try:
-        return make()
-    except TypeError as error:
-        # What the bindings make of a null pointer.
-        driver = devices.cuda_driver().version
-        message = (
-            f"TensorRT {version()} does not start on a driver for CUDA {driver}: {log.take_errors()}. Upgrade the "
-            "driver, or install the TensorRT that goes with it, and build again: calipso build"
-        )
-        raise BackendUnavailableError(message) from error
+LIBRARY = Library(trt=trt, engine=TENSORRT, new_log=Log)

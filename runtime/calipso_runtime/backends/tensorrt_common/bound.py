@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime.backends import TensorInfo
-from calipso_runtime.backends.tensorrt.engine import Engine
+from calipso_runtime.backends.tensorrt_common.engine import Engine
 from calipso_runtime.cuda.device import Device, DeviceBuffer, Graph, PinnedBuffer, Stream
 from calipso_runtime.errors import BackendError, DeviceLostError
 

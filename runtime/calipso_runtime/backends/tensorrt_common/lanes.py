@@ -3,8 +3,8 @@
 import threading
 from collections.abc import Callable, Sequence
 
-from calipso_runtime.backends.tensorrt.bound import Array
-from calipso_runtime.backends.tensorrt.lane import Lane
+from calipso_runtime.backends.tensorrt_common.bound import Array
+from calipso_runtime.backends.tensorrt_common.lane import Lane
 from calipso_runtime.cuda.device import Device
 from calipso_runtime.errors import BackendError, CalipsoError, DeviceMemoryError, InputError
 
@@ -56,10 +56,11 @@ class Lanes:
         make: a new lane, with the device's context current.
         device: they run on.
         most: of them.
+        name: of the backend, for messages.
     """
 
-    def __init__(self, make: Callable[[], Lane], device: Device, *, most: int) -> None:
-        self._make, self._device, self._most = make, device, most
+    def __init__(self, make: Callable[[], Lane], device: Device, *, most: int, name: str) -> None:
+        self._make, self._device, self._most, self._name = make, device, most, name
         self._idle: list[Lane] = []
         self._count = 0
         # In the order in which they were started. Whoever takes one out of it settles it.
@@ -130,7 +131,7 @@ class Lanes:
         while True:
             with self._changed:
                 if self._is_closed:
-                    message = "the tensorrt backend is closed: load the bundle again"
+                    message = f"the {self._name} backend is closed: load the bundle again"
                     raise BackendError(message)
                 if self._idle:
                     return self._idle.pop()

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from calipso_runtime.backends import TensorInfo
-from calipso_runtime.backends.tensorrt.bound import Array, Bound, row_shape
-from calipso_runtime.backends.tensorrt.engine import Engine
+from calipso_runtime.backends.tensorrt_common.bound import Array, Bound, row_shape
+from calipso_runtime.backends.tensorrt_common.engine import Engine
 from calipso_runtime.cuda import arrays
 from calipso_runtime.cuda.device import Device, Event, Stream
 from calipso_runtime.errors import BackendError, InputError
