@@ -6,11 +6,14 @@ import dataclasses
 import functools
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
 DRIVER_LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _NAME_BYTES = 256
+_DRIVER_FILE = Path("/proc/driver/nvidia/version")
+_DRIVER_RELEASE = re.compile(r"\b\d{3,}\.\d+(\.\d+)?\b")
 _CPU_INFO = Path("/proc/cpuinfo")
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 # The instruction sets that engines choose their kernels by, as Linux names them: x86-64's, then AArch64's.
@@ -56,6 +59,15 @@ def cuda_driver() -> CudaDriver:
     version = f"{raw.value // 1000}.{raw.value % 1000 // 10}"
     names = tuple(_device_name(library, ordinal) for ordinal in range(count.value))
     return CudaDriver(version=version, devices=names, problem=None if names else "the driver sees no GPU")
+
+
+def driver_release() -> str:
+    """Return the driver's own version, "580.65.06"; where the system does not say, the newest CUDA that it speaks."""
+    try:
+        found = _DRIVER_RELEASE.search(_DRIVER_FILE.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        found = None
+    return found.group() if found else f"CUDA {cuda_driver().version or 'unknown'}"
 
 
 def _device_name(library: ctypes.CDLL, ordinal: int) -> str:

@@ -144,16 +144,23 @@ def stand_in_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def gpu(stand_in_library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gpu]:
+def family() -> str:
+    """Which of the two libraries the machine has: parametrised where both are tested."""
+    return "tensorrt"
+
+
+@pytest.fixture
+def gpu(stand_in_library: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> Iterator[Gpu]:
     """A machine with a GPU and TensorRT, as far as the code under test can tell; nothing of it may be misused."""
     from calipso_runtime import devices
 
-    machine = Gpu(ctypes.CDLL(str(stand_in_library)))
+    machine = Gpu(ctypes.CDLL(str(stand_in_library)), family)
     monkeypatch.setattr(devices, "DRIVER_LIBRARY", str(stand_in_library))
     devices.cuda_driver.cache_clear()
     for name in [name for name in sys.modules if name.startswith("calipso_runtime.backends.tensorrt")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "tensorrt", machine.tensorrt)
+    for name, module in machine.modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
     yield machine
     devices.cuda_driver.cache_clear()
     for name in [name for name in sys.modules if name.startswith("calipso_runtime.backends.tensorrt")]:

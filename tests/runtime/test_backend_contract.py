@@ -1,12 +1,12 @@
 """What every engine keeps to, whichever it is."""
 
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rtx_plans import remove_plans, write_rtx_plan
 from runtime_samples import LABELS, reference_logits
 
 import calipso_runtime
@@ -14,12 +14,17 @@ from calipso_runtime.engines.build import build
 from calipso_runtime.engines.options import BuildOptions
 from calipso_runtime.errors import BackendError, BackendUnavailableError, BundleCorruptError
 
-# Those that compute on any machine, "tensorrt" on stand-ins; "ort-cuda" is the last two on another provider.
-ENGINES = ("ort", "openvino", "tensorrt", "bound-on-cpu", "graphs-on-cpu")
+# Those that compute on any machine, both TensorRTs on stand-ins; "ort-cuda" is the last two on another provider.
+ENGINES = ("ort", "openvino", "tensorrt", "tensorrt-rtx", "bound-on-cpu", "graphs-on-cpu")
 
 
 def pixels(seed: int, count: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.node.callspec.params["engine"])
 
 
 @pytest.fixture(params=ENGINES)
@@ -27,6 +32,8 @@ def engine(request: pytest.FixtureRequest, tiny: Path, monkeypatch: pytest.Monke
     if request.param == "tensorrt":
         request.getfixturevalue("gpu")
         build(tiny, BuildOptions(), report=lambda *_: None)
+    elif request.param == "tensorrt-rtx":
+        write_rtx_plan(request.getfixturevalue("gpu"), tiny)
     else:
         pytest.importorskip("openvino" if request.param == "openvino" else "onnxruntime")
     if request.param.endswith("-on-cpu"):
@@ -35,7 +42,7 @@ def engine(request: pytest.FixtureRequest, tiny: Path, monkeypatch: pytest.Monke
         bound_on_cpu.register(monkeypatch)
     yield str(request.param)
     # The bundle is everyone's.
-    shutil.rmtree(tiny / "engines", ignore_errors=True)
+    remove_plans(tiny)
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
@@ -58,8 +65,8 @@ def test_it_gives_each_output_that_is_asked_for(engine: str, tiny: Path) -> None
 def test_it_tells_its_graph_provider_and_metadata(engine: str, tiny: Path) -> None:
     with calipso_runtime.load(tiny, backend=engine) as classifier:
         assert classifier.backend == engine
-        assert ("Stand-in GPU" if engine == "tensorrt" else "CPU") in classifier.provider
-        graph = "engines/sm90-" if engine == "tensorrt" else "model.onnx on "
+        graph = {"tensorrt": "engines/sm90-", "tensorrt-rtx": "engines/rtx-sm90-"}.get(engine, "model.onnx on ")
+        assert ("Stand-in GPU" if engine in ("tensorrt", "tensorrt-rtx") else "CPU") in classifier.provider
         assert f"{engine} runs {graph}" in classifier.backend_reason
         assert classifier.outputs == ("logits", "embedding")
 

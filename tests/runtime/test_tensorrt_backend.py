@@ -1,4 +1,8 @@
-"""The TensorRT backend on stand-ins: memory, threads, captured graphs, and what happens when the device fails."""
+"""The backends of both TensorRTs on stand-ins: memory, threads, captured graphs, and a device that fails.
+
+What they share is tested with both: `family` says which one the machine has. What only TensorRT for RTX has is in
+test_rtx_backend.py.
+"""
 
 import json
 import threading
@@ -12,10 +16,12 @@ import onnx
 import pytest
 from gpu import Gpu
 from onnx import TensorProto, helper, numpy_helper
+from rtx_plans import write_rtx_plan
 from runtime_samples import LABELS, MakeBundle, reference_logits, tiny_manifest
 
 import calipso_runtime
 from calipso_runtime import GpuOptions, bundle, graph_file
+from calipso_runtime.backends import connect
 from calipso_runtime.engines.build import build
 from calipso_runtime.engines.options import BatchRange, BuildOptions
 from calipso_runtime.errors import (
@@ -41,11 +47,19 @@ def quiet(what: str, done: int, total: int) -> None:
     pass
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "opened" in metafunc.fixturenames:
+        metafunc.parametrize("family", ["tensorrt", "tensorrt-rtx"])
+
+
 @pytest.fixture
 def built(gpu: Gpu, own: Path) -> Path:
     """A bundle with an engine for batches of 1 and of 2 to 8."""
     profiles = (BatchRange(least=1, best=1, most=1), BatchRange(least=2, best=4, most=8))
-    build(own, BuildOptions(profiles=profiles), report=quiet)
+    if gpu.family == "tensorrt-rtx":
+        write_rtx_plan(gpu, own, profiles=profiles)
+    else:
+        build(own, BuildOptions(profiles=profiles), report=quiet)
     assert gpu.held == {}
     gpu.forget_launches()
     return own
@@ -55,15 +69,14 @@ Open = Callable[..., object]
 
 
 @pytest.fixture
-def opened(gpu: Gpu, built: Path) -> Iterator[Open]:
+def opened(gpu: Gpu, built: Path, family: str) -> Iterator[Open]:
     """Opens the backend itself; at the end nothing may be held, and nothing that was freed may have been used."""
     backends = []
 
     def make(**options: object):
-        from calipso_runtime.backends.tensorrt.backend import TensorRtBackend
-
-        backends.append(TensorRtBackend(bundle.open_bundle(built), gpu=GpuOptions(**options)))
-        return backends[-1]
+        opened, _ = connect(bundle.open_bundle(built), backend=family, threads=None, gpu=GpuOptions(**options))
+        backends.append(opened)
+        return opened
 
     yield make
     for backend in backends:
@@ -362,7 +375,7 @@ def test_an_engine_that_cannot_run_says_why_and_can_be_asked_again(opened: Open,
     backend = opened()
     gpu.faults.failing.add("execute")
 
-    with pytest.raises(BackendError, match=r"TensorRT 10\.3\.0 cannot run the engine"):
+    with pytest.raises(BackendError, match=r"^TensorRT (10\.3\.0|for RTX 1\.7\.1) cannot run the engine"):
         backend.run(images(1), ("logits",))
 
     gpu.faults.failing.clear()
@@ -377,7 +390,11 @@ def test_contexts_go_before_the_engine_and_the_engine_before_its_runtime(opened:
 
     backend.close()
 
-    assert gpu.faults.destroyed == ["context", "context", "engine", "runtime"]
+    # Of TensorRT for RTX the kernels and the configuration go between the contexts and the engine.
+    between = {"tensorrt": [], "tensorrt-rtx": ["runtimeconfig", "runtimecache"]}[gpu.family]
+    assert sorted(gpu.faults.destroyed[:-2]) == ["context", "context", *sorted(between)]
+    assert gpu.faults.destroyed[:2] == ["context", "context"]
+    assert gpu.faults.destroyed[-2:] == ["engine", "runtime"]
 
 
 def test_closing_waits_for_what_is_under_way(opened: Open) -> None:

@@ -23,13 +23,14 @@ AUTO = "auto"
 # Name on the command line and in `load`: module and class. Nothing of it is imported before it is used.
 BACKENDS: Mapping[str, str] = {
     "tensorrt": "calipso_runtime.backends.tensorrt.backend:TensorRtBackend",
+    "tensorrt-rtx": "calipso_runtime.backends.tensorrt_rtx.runtime.backend:RtxBackend",
     "ort": "calipso_runtime.backends.ort:OrtCpuBackend",
     "ort-cuda": "calipso_runtime.backends.ort_cuda:OrtCudaBackend",
     "ort-tensorrt": "calipso_runtime.backends.ort_tensorrt:OrtTensorRtBackend",
     "openvino": "calipso_runtime.backends.openvino:OpenVinoBackend",
 }
 # What "auto" tries, in this order. Not "ort-tensorrt": it builds engines first, for minutes, so it has to be asked for.
-AUTO_ORDER = ("tensorrt", "ort-cuda", "ort", "openvino")
+AUTO_ORDER = ("tensorrt", "tensorrt-rtx", "ort-cuda", "ort", "openvino")
 
 
 # Whose Resize operator, on uint8 with antialiasing, was measured to be Pillow's (docs/pixels.md).

@@ -44,7 +44,7 @@ def main() -> None:
 
 def _compiled(request: Mapping[str, Any], report: Any) -> dict[str, Any]:
     # The first import of the compiler: it raises where it is not installed.
-    from calipso_runtime.backends.tensorrt_rtx import version
+    from calipso_runtime.backends.tensorrt_rtx.bindings import version
     from calipso_runtime.backends.tensorrt_rtx.builder import Request, build_plan
     from calipso_runtime.backends.tensorrt_rtx.callbacks import Log
 

@@ -5,6 +5,9 @@ before somebody waits. Where TensorRT leaves undefined what happens, it counts a
 changed after it was captured, memory to compute in that is missing or too small, an engine that goes while no context
 of CUDA is current. Its names and signatures are those that the code uses; that the real bindings have them
 too is what `test_tensorrt_bindings_*.py` is for. It says nothing about speed, kernels or rounding.
+
+`become_rtx` makes it a stand-in for TensorRT for RTX: its contexts take a runtime configuration, "compile" a kernel for
+every batch that they have not run before, and share these through the cache of the configuration.
 """
 
 import ctypes
@@ -29,6 +32,13 @@ _SHOWN = {1: "Float", 10: "Half", 16: "BFloat16", 3: "Int8"}
 
 
 __version__ = "10.3.0"
+is_rtx = False
+
+
+def become_rtx(version: str = "1.7.1") -> None:
+    """Stand for TensorRT for RTX from now on."""
+    global __version__, is_rtx
+    __version__, is_rtx = version, True
 
 
 class Faults:
@@ -40,6 +50,7 @@ class Faults:
         layers: layer information instead of what follows from the graph.
         steps: of the build's first phase, each of `step_s` seconds.
         destroyed: what was let go of, in order.
+        compiled: batches that TensorRT for RTX compiled kernels for, in order.
     """
 
     def __init__(self) -> None:
@@ -54,6 +65,7 @@ class Faults:
         self.executed = 0
         self.builds = 0
         self.context_s = 0.0
+        self.compiled: list[int] = []
 
 
 faults = Faults()
@@ -99,6 +111,9 @@ _ENUMS = {
     "DataType": ("FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8", "FP8", "BF16", "INT64", "INT4"),
     "LayerInformationFormat": ("ONELINE", "JSON"),
     "ExecutionContextAllocationStrategy": ("STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"),
+    "DynamicShapesKernelSpecializationStrategy": ("LAZY", "EAGER", "NONE"),
+    "CudaGraphStrategy": ("DISABLED", "WHOLE_GRAPH_CAPTURE"),
+    "ComputeCapability": ("NONE", "SM75", "SM80", "SM86", "SM89", "SM120"),
 }
 
 for _name, _members in _ENUMS.items():
@@ -136,6 +151,11 @@ class Config:
         self.flags, self.profiles, self.cache, self.progress_monitor = {"TF32"}, [], None, None
         self.workspace, self.default_device_type, self.DLA_core = None, None, -1
         self.hardware_compatibility_level = None
+        self.num_compute_capabilities, self.capabilities = 0, []
+
+    def set_compute_capability(self, capability: enum.Enum, index: int) -> bool:
+        self.capabilities.append(capability.name)
+        return True
 
     def set_flag(self, flag: enum.Enum) -> None:
         self.flags.add(flag.name)
@@ -177,6 +197,7 @@ class Profile:
 class Tensor:
     def __init__(self, node: onnxruntime.NodeArg) -> None:
         self.name, self.shape = node.name, tuple(each if isinstance(each, int) else -1 for each in node.shape)
+        self.dtype = DataType[_TYPES[node.type]]
 
 
 class Network:
@@ -186,6 +207,13 @@ class Network:
 
     def get_input(self, index: int) -> Tensor:
         return Tensor(session_of(self.content).get_inputs()[index])
+
+    @property
+    def num_outputs(self) -> int:
+        return len(session_of(self.content).get_outputs())
+
+    def get_output(self, index: int) -> Tensor:
+        return Tensor(session_of(self.content).get_outputs()[index])
 
 
 class ParserError:
@@ -249,7 +277,8 @@ class Builder(OnDevice):
             monitor.phase_start("Timing Kernels", "Building Engine", 1)
             monitor.phase_finish("Timing Kernels")
             time.sleep(faults.step_s)
-            config.cache.content += b"t"
+            if config.cache is not None:
+                config.cache.content += b"t"
             if not monitor.step_complete("Building Engine", step):
                 return None
         monitor.phase_finish("Building Engine")
@@ -257,19 +286,25 @@ class Builder(OnDevice):
             return None
         self.logger.log(ILogger.Severity.WARNING, "a warning of the builder")
         is_stripped = "STRIP_PLAN" in config.flags
-        head = {
-            "profiles": config.profiles,
-            "version": __version__,
-            "is_stripped": is_stripped,
-            "number": faults.builds,
-        }
-        faults.builds += 1
         content = b"" if is_stripped else network.content
-        head["bytes"] = len(content)
-        return MAGIC + json.dumps(head).encode() + b"\n" + content
+        return plan_of(content, config.profiles, is_stripped=is_stripped)
+
+
+def plan_of(content: bytes, profiles: list, *, is_stripped: bool = False) -> bytes:
+    """A plan: of each profile the smallest, the best and the largest shape."""
+    head = {"profiles": profiles, "version": __version__, "is_stripped": is_stripped, "number": faults.builds}
+    faults.builds += 1
+    head["bytes"] = len(content)
+    return MAGIC + json.dumps(head).encode() + b"\n" + content
 
 
 class Runtime:
+    def __new__(cls, logger: ILogger) -> "Runtime":
+        if refuses("start", logger):
+            message = "pybind11::init(): factory function returned nullptr"
+            raise TypeError(message)
+        return super().__new__(cls)
+
     def __init__(self, logger: ILogger) -> None:
         self.logger, self.DLA_core, self.engine_host_code_allowed = logger, -1, False
         self.name = "runtime"
@@ -342,7 +377,12 @@ class Engine(OnDevice):
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[list[int]]:
         return self.head["profiles"][profile_index]
 
-    def create_execution_context(self, strategy: enum.Enum) -> "Context | None":
+    def create_runtime_config(self) -> "RuntimeConfig | None":
+        return None if refuses("runtime config", self.logger) else RuntimeConfig(self.logger)
+
+    def create_execution_context(self, how: "enum.Enum | RuntimeConfig") -> "Context | None":
+        config = how if is_rtx else None
+        strategy = config.strategy if is_rtx else how
         assert strategy.name == "USER_MANAGED"
         # One thread at a time: whoever comes meanwhile breaks TensorRT's rule.
         if not self.asked.acquire(blocking=False):
@@ -353,10 +393,43 @@ class Engine(OnDevice):
         if "context memory" in faults.failing:
             self.logger.log(ILogger.Severity.ERROR, "Error Code 2: OutOfMemory (Requested size was 5 bytes.)")
             return None
-        return None if "context" in faults.failing else Context(self)
+        return None if "context" in faults.failing else Context(self, config)
 
     def create_engine_inspector(self) -> "Inspector":
         return Inspector(self)
+
+
+class RuntimeConfig(OnDevice):
+    def __init__(self, logger: ILogger) -> None:
+        self.logger, self.strategy, self.cache = logger, ExecutionContextAllocationStrategy.STATIC, None
+        self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
+        self.cuda_graph_strategy = CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+
+    def set_execution_context_allocation_strategy(self, strategy: enum.Enum) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> "RuntimeCache":
+        return RuntimeCache(self.logger)
+
+    def set_runtime_cache(self, cache: "RuntimeCache") -> bool:
+        self.cache = cache
+        return True
+
+
+class RuntimeCache(OnDevice):
+    def __init__(self, logger: ILogger) -> None:
+        self.logger, self.kernels = logger, set()
+
+    def deserialize(self, blob: bytes) -> bool:
+        if refuses("deserialize cache", self.logger):
+            return False
+        version, _, kernels = bytes(blob).partition(b"\n")
+        assert version.decode() == __version__, "a cache that is damaged never comes here"
+        self.kernels.update(map(tuple, json.loads(kernels)))
+        return True
+
+    def serialize(self) -> bytes:
+        return __version__.encode() + b"\n" + json.dumps(sorted(self.kernels)).encode()
 
 
 class Inspector:
@@ -368,8 +441,9 @@ class Inspector:
 
 
 class Context(OnDevice):
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, config: RuntimeConfig | None = None) -> None:
         self.engine, self.addresses, self.shape, self.profile = engine, {}, None, 0
+        self.config = config
         self.scratch = (0, 0)
         # Of everything that was ever set.
         self.changes = 0
@@ -405,6 +479,7 @@ class Context(OnDevice):
             self.engine.logger.log(ILogger.Severity.ERROR, "Cuda Runtime (out of memory)")
             return False
         captured = self.changes if _cuda.standin_is_capturing(stream_handle) else None
+        self._compile(is_captured=captured is not None)
         key = (self.shape, captured, *sorted(self.addresses.items()))
         if key not in self.kept:
             work, me = self._work(self.shape, dict(self.addresses)), weakref.ref(self)
@@ -412,6 +487,24 @@ class Context(OnDevice):
             # What is queued may still call it when this context is gone, which is what is to be seen.
             _queued.append(self.kept[key])
         return _cuda.cuLaunchHostFunc(stream_handle, self.kept[key], None) == 0
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return "capturable" not in faults.failing
+
+    def _compile(self, *, is_captured: bool) -> None:
+        """Kernels for this batch, unless the cache has them; that cannot be done while a graph is captured."""
+        if self.config is None:
+            return
+        # With other strategies kernels change later, and graphs are captured twice.
+        strategies = self.config.dynamic_shapes_kernel_specialization_strategy, self.config.cuda_graph_strategy
+        if [each.name for each in strategies] != ["EAGER", "DISABLED"]:
+            _cuda.standin_violate()
+        kernels, key = self.config.cache.kernels, (self.profile, self.shape[0])
+        if key not in kernels:
+            if is_captured:
+                _cuda.standin_violate()
+            kernels.add(key)
+            faults.compiled.append(self.shape[0])
 
     def _work(self, shape: tuple[int, ...], addresses: dict[str, int]) -> object:
         opened, content = session_of(self.engine.content), self.engine.tensors
@@ -470,7 +563,7 @@ class OnnxParserRefitter:
 
 
 ICudaEngine, IExecutionContext, INetworkDefinition, IBuilderConfig = Engine, Context, Network, Config
-ITimingCache = Cache
+ITimingCache, IRuntimeConfig, IRuntimeCache = Cache, RuntimeConfig, RuntimeCache
 
 
 _sessions: dict[int, onnxruntime.InferenceSession] = {}

@@ -24,14 +24,19 @@ def compile_driver(folder: Path) -> Path | None:
 class Gpu:
     """What tests ask of the stand-ins, and how they make them fail.
 
-    Attributes:
+    Args:
         cuda: the compiled stand-in for libcuda.
+        family: "tensorrt" or "tensorrt-rtx": which of the two is installed.
+
+    Attributes:
+        cuda: see above.
+        family: see above.
         tensorrt: the stand-in for the module.
         faults: of TensorRT.
     """
 
-    def __init__(self, cuda: ctypes.CDLL) -> None:
-        self.cuda = cuda
+    def __init__(self, cuda: ctypes.CDLL, family: str = "tensorrt") -> None:
+        self.cuda, self.family = cuda, family
         self._forgotten = 0
         for name in ("standin_live", "standin_violations", "standin_launches"):
             getattr(cuda, name).restype = ctypes.c_long
@@ -41,7 +46,15 @@ class Gpu:
         cuda.standin_reset()
         self.tensorrt: types.ModuleType = _module("fake_tensorrt")
         self.tensorrt.attach(cuda)
+        if family == "tensorrt-rtx":
+            self.tensorrt.become_rtx()
         self.faults = self.tensorrt.faults
+
+    @property
+    def modules(self) -> dict[str, types.ModuleType | None]:
+        """What `import` finds: one of the two libraries, and none of the other."""
+        names = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx", "tensorrt_rtx_bindings": ""}
+        return {name: self.tensorrt if family == self.family else None for name, family in names.items()}
 
     @property
     def held(self) -> dict[str, int]:

@@ -19,7 +19,7 @@ class TensorRtBackend(PlanBackend):
     name = "tensorrt"
     library = LIBRARY
 
-    def _open_engine(self, plan: Plan, bundle: Bundle, device: Device, *, keep_optimised: bool) -> TensorRtEngine:
-        del device, keep_optimised
+    def _open_engine(self, plan: Plan, bundle: Bundle, machine: Machine, *, keep_optimised: bool) -> TensorRtEngine:
+        del machine, keep_optimised
         record = plan.record
         return TensorRtEngine(plan.path, record.options, model_path=bundle.model_path, built_by=record.machine.tensorrt)

@@ -59,7 +59,7 @@ class PlanBackend(ABC):
         return cls.library.why_unavailable()
 
     @abstractmethod
-    def _open_engine(self, plan: Plan, bundle: Bundle, device: Device, *, keep_optimised: bool) -> Engine:
+    def _open_engine(self, plan: Plan, bundle: Bundle, machine: Machine, *, keep_optimised: bool) -> Engine:
         """Deserialise a plan that was checked; the device's context is current."""
 
     def __init__(
@@ -93,7 +93,7 @@ class PlanBackend(ABC):
             message = f"{plan.path} failed its checks when it was built: {'; '.join(record.failures)}. Build it again"
             warnings.warn(message, CalipsoWarning, stacklevel=2)
         with device.current():
-            engine = self._open_engine(plan, bundle, device, keep_optimised=keep_optimised)
+            engine = self._open_engine(plan, bundle, machine, keep_optimised=keep_optimised)
         self.record = record
         self.graph = f"{plan.path.parent.name}/{plan.path.name}"
         self.provider = f"{self.library.title} on {device.name}"

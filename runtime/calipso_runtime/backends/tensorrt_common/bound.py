@@ -72,6 +72,10 @@ class Execution:
         if not self._context.execute_async_v3(self._stream.handle):
             self._engine.fail("cannot run the engine")
 
+    def can_be_captured(self) -> bool:
+        """Return whether the batch that was prepared can be captured."""
+        return self._engine.can_capture(self._context, self._stream.handle)
+
     def free(self) -> None:
         """Let go of the context. Nothing of it may be running any more."""
         # Not None: a context is never missing while it may be used, and its type says so.
@@ -100,12 +104,14 @@ class Bound:
     """A profile, bound to memory for its largest batch.
 
     Attributes:
+        profile: its place among those of the engine.
         least: the smallest batch that it takes.
     """
 
     def __init__(self, engine: Engine, profile: int, device: Device, stream: Stream, *, uses_graphs: bool) -> None:
         self.least = engine.ranges[profile].least
-        self._engine, self._profile, self._stream, self._driver = engine, profile, stream, device.driver
+        self.profile = profile
+        self._engine, self._stream, self._driver = engine, stream, device.driver
         self._uses_graphs = uses_graphs
         self._infos = {info.name: info for info in (*engine.inputs, *engine.outputs)}
         self._on_device: dict[str, DeviceBuffer] = {}
@@ -128,10 +134,10 @@ class Bound:
             self._on_device[name] = DeviceBuffer(self._driver, size_bytes)
             self._on_host[name] = PinnedBuffer(self._driver, size_bytes)
         # An engine may need none, but none cannot be allocated.
-        self._on_device[_SCRATCH] = DeviceBuffer(self._driver, max(1, self._engine.scratch_bytes(self._profile)))
+        self._on_device[_SCRATCH] = DeviceBuffer(self._driver, max(1, self._engine.scratch_bytes(self.profile)))
 
     def _new_execution(self) -> Execution:
-        return Execution(self._engine, self._profile, self._stream, self._on_device)
+        return Execution(self._engine, self.profile, self._stream, self._on_device)
 
     def upload(self, image: Array) -> None:
         """Queue the copy of a batch to the device; rows up to the smallest batch are filled with zeros."""
@@ -220,6 +226,8 @@ class Bound:
             # The batch once more: TensorRT finishes what a new shape asks for in the first run, which is not captured.
             execution.execute()
             self._stream.wait()
+            if not execution.can_be_captured():
+                self._engine.fail("cannot capture a batch as a graph")
             with self._stream.capture(captured):
                 execution.execute()
         except BackendError as error:

@@ -130,6 +130,14 @@ class Engine:
                 return int(engine.device_memory_size_v2)
             return int(engine.get_device_memory_size_for_profile_v2(profile))
 
+    def can_capture(self, context: "tensorrt.IExecutionContext", stream_handle: int) -> bool:
+        """Return whether a run of this context can be captured as a graph, as far as the library knows."""
+        del context, stream_handle
+        return True
+
+    def ran(self, profile: int, batch: int) -> None:
+        """Take note of a batch that has run in a profile; the device's context is current."""
+
     def information(self) -> str:
         """Layer information of the library, as JSON."""
         trt = self._library.trt

@@ -76,6 +76,7 @@ class Lane:
         if self._answering is None:
             message = "nothing was started in this lane"
             raise BackendError(message)
+        self._engine.ran(self._answering.profile, max(self._rows, self._answering.least))
         return {name: self._answering.answer(name, self._rows) for name in outputs}
 
     def _bound_for(self, batch: int) -> Bound:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from calipso_runtime.backends import TensorInfo
 from calipso_runtime.backends.tensorrt_common import network as networks
 from calipso_runtime.backends.tensorrt_common.monitor import Report
-from calipso_runtime.backends.tensorrt_rtx import trt, version
+from calipso_runtime.backends.tensorrt_rtx.bindings import trt, version
 from calipso_runtime.backends.tensorrt_rtx.callbacks import Log, Monitor
 from calipso_runtime.engines.families import NAMES, TENSORRT_RTX, Capability, sm
 from calipso_runtime.engines.options import BuildOptions

@@ -4,7 +4,7 @@ from typing import Any, TextIO
 
 from calipso_runtime.backends.tensorrt_common.log import LogLines
 from calipso_runtime.backends.tensorrt_common.monitor import Phases, Report
-from calipso_runtime.backends.tensorrt_rtx import trt
+from calipso_runtime.backends.tensorrt_rtx.bindings import trt
 from calipso_runtime.engines.families import NAMES, TENSORRT_RTX
 from calipso_runtime.engines.layer_lists import LISTING_START
 
