@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent / "stand_ins"))
 from gpu import Gpu, compile_driver
 from runtime_samples import BuildTransform, MakeBundle, Transform, tiny_manifest, tiny_reference, write_model
 from stand_ins import bindings
-from stand_ins.bindings import Bindings
+from stand_ins.bindings import Bindings, Family
 
 
 @pytest.fixture(scope="session")
@@ -56,15 +56,15 @@ def open_clip_transform() -> BuildTransform:
 @pytest.fixture(scope="session")
 def obtain_bindings(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Bindings]:
+) -> Callable[..., Bindings]:
     """Gives TensorRT's real Python bindings of a version on a stand-in of its libraries, kept in pytest's cache."""
     kept = getattr(request.config, "cache", None)
     folder = kept.mkdir("tensorrt-bindings") if kept else tmp_path_factory.mktemp("tensorrt-bindings")
 
     @functools.cache
-    def give(version: str) -> Bindings:
+    def give(version: str, family: Family = bindings.TENSORRT) -> Bindings:
         try:
-            return bindings.obtain(version, folder)
+            return bindings.obtain(version, folder, family)
         except bindings.UnavailableError as error:
             pytest.skip(str(error))
 
@@ -72,9 +72,15 @@ def obtain_bindings(
 
 
 @pytest.fixture(scope="session", params=bindings.VERSIONS)
-def tensorrt_bindings(request: pytest.FixtureRequest, obtain_bindings: Callable[[str], Bindings]) -> Bindings:
+def tensorrt_bindings(request: pytest.FixtureRequest, obtain_bindings: Callable[..., Bindings]) -> Bindings:
     """The bindings of each version in turn."""
     return obtain_bindings(request.param)
+
+
+@pytest.fixture(scope="session", params=bindings.RTX_VERSIONS)
+def rtx_bindings(request: pytest.FixtureRequest, obtain_bindings: Callable[..., Bindings]) -> Bindings:
+    """The bindings of each version of TensorRT for RTX in turn."""
+    return obtain_bindings(request.param, bindings.RTX)
 
 
 @pytest.fixture(scope="session")

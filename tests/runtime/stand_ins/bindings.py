@@ -1,8 +1,9 @@
-"""TensorRT's own Python bindings, importable on a machine that has no TensorRT.
+"""TensorRT's own Python bindings, and those of TensorRT for RTX, importable on a machine that has neither.
 
 The wheel of the bindings alone is fetched from the package index when a test asks for it, laid out as the
 package `tensorrt`, and set beside stand-ins of the libraries that it loads (tensorrt.c). Nothing of a wheel
-is kept but in the cache folder that the caller names.
+is kept but in the cache folder that the caller names. The bindings of TensorRT for RTX are the package
+`tensorrt_rtx`, and what imports `tensorrt` gets them too.
 """
 
 import hashlib
@@ -22,21 +23,56 @@ from stand_ins.names import Description
 
 # The oldest that is supported (JetPack 6), those of JetPack 7.1 and 7.2, and the newest.
 VERSIONS = ("10.3.0", "10.13.0.35", "10.16.1.11", "11.4.0.106")
+# All of TensorRT for RTX that the package index has, for CUDA 13.
+RTX_VERSIONS = ("1.4.0.76", "1.5.0.114", "1.6.1.120", "1.7.1.116")
 STAND_INS = Path(__file__).parent
 SOURCES = {"stand_in.so": STAND_INS / "tensorrt.c", "libcuda.so.1": STAND_INS / "cuda.c"}
 RUNTIME = STAND_INS.parents[2] / "runtime"
-# Our code that imports tensorrt or is given it, and a small example of such code.
-_BACKENDS = Path("calipso_runtime", "backends")
-ENGINE_CODE = (_BACKENDS / "tensorrt", _BACKENDS / "tensorrt_common")
+# A small example of code that imports tensorrt.
 SAMPLE = STAND_INS / "sample_engine.py"
-_DISTRIBUTION = "tensorrt-cu12-bindings"
-_NEEDED_LIBRARY = re.compile(rb"libnv[a-z_]+\.so\.\d+")
+_BACKENDS = Path("calipso_runtime", "backends")
+_NEEDED_LIBRARY = re.compile(rb"lib(?:nv|tensorrt_)[a-z_]+\.so\.\d+")
 _SECONDS = 240
 
 
-def engine_sources(runtime: Path = RUNTIME) -> list[Path]:
+@dataclass(frozen=True)
+class Family:
+    """Where the bindings of a library come from, and which of our code they are for.
+
+    Attributes:
+        distribution: on the package index.
+        unpacked: the package in its wheel.
+        package: as which it is imported here.
+        title: of the library, in messages.
+        code: folders of ours that import it or are given it.
+    """
+
+    distribution: str
+    unpacked: str
+    package: str
+    title: str
+    code: tuple[str, ...]
+
+
+TENSORRT = Family(
+    distribution="tensorrt-cu12-bindings",
+    unpacked="tensorrt_bindings",
+    package="tensorrt",
+    title="TensorRT",
+    code=("tensorrt", "tensorrt_common"),
+)
+RTX = Family(
+    distribution="tensorrt-rtx-cu13-bindings",
+    unpacked="tensorrt_rtx_bindings",
+    package="tensorrt_rtx",
+    title="TensorRT for RTX",
+    code=("tensorrt_rtx", "tensorrt_rtx/runtime", "tensorrt_common"),
+)
+
+
+def engine_sources(runtime: Path = RUNTIME, family: Family = TENSORRT) -> list[Path]:
     """Files of our engine code, or of a copy of it."""
-    return sorted(path for folder in ENGINE_CODE for path in (runtime / folder).glob("*.py"))
+    return sorted(path for folder in family.code for path in (runtime / _BACKENDS / folder).glob("*.py"))
 
 
 class UnavailableError(Exception):
@@ -48,12 +84,14 @@ class Bindings:
     """One version of the bindings.
 
     Attributes:
-        version: of TensorRT.
-        folder: holds the package `tensorrt` and, in `libraries`, the stand-ins.
+        version: of the library.
+        folder: holds the package and, in `libraries`, the stand-ins.
+        family: whose bindings they are.
     """
 
     version: str
     folder: Path
+    family: Family = TENSORRT
 
     def describe(self) -> Description:
         """Every name in it, with the parameters that it takes: see describe.py."""
@@ -73,7 +111,9 @@ class Bindings:
         """
         result = self.run(*arguments, path=path, **variables)
         if result.returncode != 0:
-            message = f"with TensorRT {self.version}: exit {result.returncode}\n{result.stdout}{result.stderr}"
+            message = (
+                f"with {self.family.title} {self.version}: exit {result.returncode}\n{result.stdout}{result.stderr}"
+            )
             raise AssertionError(message)
         return result.stdout
 
@@ -97,7 +137,7 @@ class Bindings:
         )
 
 
-def obtain(version: str, cache: Path) -> Bindings:
+def obtain(version: str, cache: Path, family: Family = TENSORRT) -> Bindings:
     """Bindings of a version, from the cache or newly fetched and compiled.
 
     Raises:
@@ -115,9 +155,9 @@ def obtain(version: str, cache: Path) -> Bindings:
     folder = cache / f"{version}-{sys.implementation.cache_tag}-{digest}"
     if not folder.is_dir():
         with tempfile.TemporaryDirectory(dir=cache) as work:
-            _make(version, compiler, Path(work))
+            _make(version, family, compiler, Path(work))
             _publish(Path(work) / "made", folder)
-    return Bindings(version=version, folder=folder)
+    return Bindings(version=version, folder=folder, family=family)
 
 
 def _joined(*folders: Path | str | None) -> str:
@@ -133,27 +173,31 @@ def _publish(made: Path, folder: Path) -> None:
             raise
 
 
-def _make(version: str, compiler: str, work: Path) -> None:
+def _make(version: str, family: Family, compiler: str, work: Path) -> None:
     made, libraries = work / "made", work / "made" / "libraries"
     libraries.mkdir(parents=True)
-    with zipfile.ZipFile(_fetch(version, work)) as wheel:
+    with zipfile.ZipFile(_fetch(version, family.distribution, work)) as wheel:
         wheel.extractall(work)
-    shutil.move(work / "tensorrt_bindings", made / "tensorrt")
-    # Imported by the bindings: where TensorRT is installed it would load the real libraries.
-    (made / "tensorrt_libs.py").touch()
+    package = made / family.package
+    shutil.move(work / family.unpacked, package)
+    # Imported by the bindings: where the library is installed it would load the real one.
+    (made / f"{family.package}_libs.py").touch()
+    if family.package != "tensorrt":
+        alias = f"import sys\n\nimport {family.package}\n\nsys.modules[__name__] = {family.package}\n"
+        (made / "tensorrt.py").write_text(alias, encoding="utf-8")
     for library, source in SOURCES.items():
         command = [compiler, "-std=gnu11", "-O1", "-fPIC", "-shared", "-o", str(libraries / library), str(source)]
         subprocess.run([*command, "-lpthread"], check=True, timeout=_SECONDS)
-    for name in set(_NEEDED_LIBRARY.findall((made / "tensorrt" / "tensorrt.so").read_bytes())):
+    for name in set(_NEEDED_LIBRARY.findall((package / f"{family.package}.so").read_bytes())):
         (libraries / name.decode()).symlink_to("stand_in.so")
 
 
-def _fetch(version: str, work: Path) -> Path:
+def _fetch(version: str, distribution: str, work: Path) -> Path:
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1"]
-    command = [*pip, "--no-deps", "--only-binary=:all:", "--dest", str(work), f"{_DISTRIBUTION}=={version}"]
+    command = [*pip, "--no-deps", "--only-binary=:all:", "--dest", str(work), f"{distribution}=={version}"]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
     if result.returncode != 0:
         lines = result.stderr.strip().splitlines() or ["pip says nothing"]
-        message = f"{_DISTRIBUTION} {version} cannot be fetched for this Python: {lines[-1]}"
+        message = f"{distribution} {version} cannot be fetched for this Python: {lines[-1]}"
         raise UnavailableError(message)
     return next(work.glob("*.whl"))

@@ -26,10 +26,14 @@ _ADDED = {
 
 
 def write(bindings: Bindings, folder: Path) -> None:
-    """Write the stubs of these bindings as the package `tensorrt` into a folder."""
-    bindings.python("-m", "pybind11_stubgen", "--ignore-all-errors", "-o", folder, "tensorrt")
-    for path in (folder / "tensorrt").glob("*.pyi"):
-        path.write_text(repaired(path.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the stubs of these bindings as the package `tensorrt` into a folder, whatever their own package is."""
+    package = bindings.family.package
+    bindings.python("-m", "pybind11_stubgen", "--ignore-all-errors", "-o", folder, package)
+    (folder / package).rename(folder / "tensorrt")
+    for path in list((folder / "tensorrt").glob("*.pyi")):
+        stub = path.read_text(encoding="utf-8").replace(package, "tensorrt")
+        path.unlink()
+        path.with_name(path.name.replace(package, "tensorrt")).write_text(repaired(stub), encoding="utf-8")
 
 
 def repaired(stub: str) -> str:
