@@ -240,14 +240,14 @@ def test_a_plan_whose_record_cannot_be_written_does_not_stay(
 ) -> None:
     plans.write_plan(folder, b"old", record(bundle))
     before = sorted(folder.iterdir())
-    write = plans._write
+    write = plans.write_file
 
     def full(path: Path, content: object) -> None:
         if path.suffix == ".json":
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(plans, "_write", full)
+    monkeypatch.setattr(plans, "write_file", full)
 
     for content in (b"new", b"old"):
         with pytest.raises(EngineBuildError, match="No space left on device"):

@@ -47,6 +47,8 @@ class GpuOptions:
         oversize: what becomes of a batch larger than an engine takes: "split" or "refuse".
         cuda_graphs: capture batches of a size that comes again, and launch them as one.
         plan: record (.json) of the plan to load; None takes the one that fits.
+        first_check: hold an engine that no GPU has run yet to the bundle's gates, the first time that it is loaded on
+            a machine.
 
     Raises:
         UsageError: `lanes` is below 1, or `oversize` is something else.
@@ -56,6 +58,7 @@ class GpuOptions:
     oversize: str = "split"
     cuda_graphs: bool = True
     plan: Path | None = None
+    first_check: bool = True
 
     def __post_init__(self) -> None:
         if self.lanes < 1 or self.oversize not in OVERSIZE:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import click
 
-from calipso_runtime.backends import AUTO, BACKENDS, HeadBackend, connect
+from calipso_runtime.backends import AUTO, BACKENDS, GpuOptions, HeadBackend, connect
 from calipso_runtime.bundle import Bundle, open_bundle
 from calipso_runtime.commands.sign import signature_option
 from calipso_runtime.commands.tables import plain_console, print_parity
@@ -60,7 +60,9 @@ def check_command(
     """
     sizes = _sizes(batches)
     opened = open_bundle(bundle, require_signature=require_signature)
-    engine, reason = connect(opened, backend=backend, threads=None, keep_optimised=False)
+    # An engine that failed its first check is measured all the same.
+    gpu = GpuOptions(first_check=False)
+    engine, reason = connect(opened, backend=backend, threads=None, keep_optimised=False, gpu=gpu)
     found = {}
     with contextlib.closing(engine):
         found["as exported"] = verify_engine(engine, opened, batches=sizes)

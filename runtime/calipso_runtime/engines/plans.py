@@ -3,6 +3,7 @@
     engines/sm90-11.4.0.106.json           the record; renamed into its place last, it makes a plan valid
     engines/sm90-11.4.0.106-1f0c9a2b.plan  what TensorRT wrote, named by its own hash
     engines/rtx-sm86-sm89-1.7.1.116.json   the same of a plan that TensorRT for RTX compiled for several GPUs
+    engines/rtx-...-1f0c9a2b.5d41402a.verified   how such a plan answered where it was first loaded: see `first_load`
 
 A plan is executable code. Nothing of it is given to TensorRT before its sha256 is the record's, and the
 record's own is right: this finds damage; against intent there are signatures (`signing`).
@@ -29,6 +30,8 @@ from calipso_runtime.manifest import canonical
 from calipso_runtime.signing import PublicKey
 
 FOLDER = "engines"
+# Of the file beside a plan that says how it answered on a machine: see `first_load`.
+VERIFIED_SUFFIX = ".verified"
 RECORD_VERSION = 2
 _LOCK_FILE = ".building"
 _HASH_SHOWN = 8
@@ -280,11 +283,9 @@ def write_plan(folder: Path, content: Any, record: PlanRecord) -> Plan:
     is_new = not (folder / name).exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / name, content)
-        _write(record_path, (json.dumps(document, ensure_ascii=False, indent=2) + "\n").encode())
-        for old in folder.glob(f"{stem}-*.plan"):
-            if old.name != name:
-                old.unlink(missing_ok=True)
+        write_file(folder / name, content)
+        write_file(record_path, (json.dumps(document, ensure_ascii=False, indent=2) + "\n").encode())
+        _remove_older(folder, stem, name)
     except OSError as error:
         # Without a record a plan is nothing. One that was there before is the older record's.
         with contextlib.suppress(OSError):
@@ -330,7 +331,19 @@ def building(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _write(path: Path, content: Any) -> None:
+def _remove_older(folder: Path, stem: str, name: str) -> None:
+    """Remove older plans of a stem, and what is known of their answers."""
+    for old in (*folder.glob(f"{stem}-*.plan"), *folder.glob(f"{stem}-*{VERIFIED_SUFFIX}")):
+        if not old.name.startswith(name.removesuffix("plan")):
+            old.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: Any) -> None:
+    """Write a file in one step: it is there whole, or as it was.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(content)

@@ -15,6 +15,8 @@ from calipso_runtime.backends.tensorrt_common.lanes import Lanes, Pending
 from calipso_runtime.backends.tensorrt_common.library import Library
 from calipso_runtime.bundle import Bundle
 from calipso_runtime.cuda.device import Device
+from calipso_runtime.engines.checks import UNVERIFIED
+from calipso_runtime.engines.first_load import FirstLoad
 from calipso_runtime.engines.plans import Machine, Plan, build_command, find_plan, read_plan, why_unfit
 from calipso_runtime.errors import BackendError, BackendUnavailableError, CalipsoWarning, UsageError
 from calipso_runtime.graph_file import METADATA_MANIFEST, embedded_manifest
@@ -44,7 +46,8 @@ class PlanBackend(ABC):
         gpu: lanes, batches that are too large, CUDA graphs, which plan.
 
     Raises:
-        BackendUnavailableError: no plan of the bundle runs here; says how to build one.
+        BackendUnavailableError: no plan of the bundle runs here, or the one that does fails the bundle's gates; says
+            how to build one.
         BundleCorruptError: a plan or its record is truncated or was edited.
         SignatureError: signatures are required, and the plan's record has none.
         DeviceMemoryError: the engine does not fit.
@@ -80,6 +83,12 @@ class PlanBackend(ABC):
                 traceback.clear_frames(error.__traceback__)
             self._device.free()
             raise
+        if self._first_load is not None:
+            try:
+                self._first_load.verify(self)
+            except BaseException:
+                self.close()
+                raise
 
     def _open(self, bundle: Bundle, gpu: GpuOptions, device: Device, *, keep_optimised: bool) -> None:
         machine = self.library.machine(device)
@@ -92,6 +101,9 @@ class PlanBackend(ABC):
         if record.failures:
             message = f"{plan.path} failed its checks when it was built: {'; '.join(record.failures)}. Build it again"
             warnings.warn(message, CalipsoWarning, stacklevel=2)
+        first_load = FirstLoad(bundle=bundle, plan=plan, machine=machine)
+        is_checked = record.parity != UNVERIFIED or not gpu.first_check or first_load.is_over()
+        self._first_load = None if is_checked else first_load
         with device.current():
             engine = self._open_engine(plan, bundle, machine, keep_optimised=keep_optimised)
         self.record = record
