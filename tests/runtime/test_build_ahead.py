@@ -256,3 +256,14 @@ def test_the_record_is_printed_as_json(compiler: pytest.MonkeyPatch, half: Path)
 
     assert record["compiled_for"] == [[8, 6]]
     assert record["checks"]["parity"] == "unverified"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [((), ["1,8,32"]), (("--batch", "1", "--batch", "2,4,8"), ["1,1,1", "2,4,8"])]
+)
+def test_one_profile_is_the_default(
+    compiler: pytest.MonkeyPatch, half: Path, arguments: tuple[str, ...], expected: list[str]
+) -> None:
+    record = json.loads(run(half, "--capability", "sm86", "--json", *arguments).stdout)
+
+    assert [",".join(map(str, each.values())) for each in record["options"]["profiles"]] == expected

@@ -73,6 +73,7 @@ def build_command(
     engine = families.resolve(engine, ahead=capability is not None)
     if engine == families.TENSORRT_RTX:
         _refuse_others(timing_cache, builds, print_trtexec=print_trtexec)
+        options = options_of(**flags, ahead=True)
     with contextlib.ExitStack() as stack:
         log = None
         if log_path is not None:

@@ -5,9 +5,9 @@ from typing import Any, TypeVar
 
 import click
 
-from calipso_runtime.engines.options import DEFAULT_PROFILES, BatchRange, BuildOptions
+from calipso_runtime.engines.options import AHEAD_PROFILES, DEFAULT_PROFILES, BatchRange, BuildOptions
 
-_DEFAULT_BATCHES = " and ".join(map(str, DEFAULT_PROFILES))
+_DEFAULT_BATCHES = f"{' and '.join(map(str, DEFAULT_PROFILES))}; with TensorRT for RTX {AHEAD_PROFILES[0]}"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
@@ -48,10 +48,16 @@ def build_options(command: _Command) -> _Command:
     return command
 
 
-def options_of(*, batches: tuple[str, ...], **flags: Any) -> BuildOptions:
+def options_of(*, batches: tuple[str, ...], ahead: bool = False, **flags: Any) -> BuildOptions:
     """What a command was given.
+
+    Args:
+        batches: texts of `--batch`; none takes the default of the compiler.
+        ahead: whether TensorRT for RTX compiles.
+        flags: the others.
 
     Raises:
         UsageError: a value is out of its range, or two do not go together.
     """
-    return BuildOptions(profiles=tuple(map(BatchRange.parse, batches)) or DEFAULT_PROFILES, **flags)
+    default = AHEAD_PROFILES if ahead else DEFAULT_PROFILES
+    return BuildOptions(profiles=tuple(map(BatchRange.parse, batches)) or default, **flags)

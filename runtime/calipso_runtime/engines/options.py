@@ -49,6 +49,8 @@ class BatchRange:
 
 # One picture as fast as it goes, and batches of a stream: a profile that spans both is tuned for neither.
 DEFAULT_PROFILES = (BatchRange(least=1, best=1, most=1), BatchRange(least=2, best=8, most=32))
+# Of TensorRT for RTX, which specialises its kernels for every batch size on the GPU: one profile is enough.
+AHEAD_PROFILES = (BatchRange(least=1, best=8, most=32),)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
