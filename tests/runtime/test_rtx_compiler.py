@@ -4,10 +4,12 @@ import importlib.util
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from click.testing import CliRunner
 from calipso_runtime.cli import calipso
 from calipso_runtime.engines.ahead import compile_ahead
 from calipso_runtime.engines.options import BatchRange, BuildOptions
+from calipso_runtime.engines.plans import read_plan
 from calipso_runtime.engines.workplace import Finished
 from calipso_runtime.errors import EngineBuildError
 
@@ -82,6 +85,23 @@ def test_the_command_names_what_it_compiled_for(tmp_path: Path) -> None:
     assert re.match(r"TensorRT for RTX 1\.\d+\.\d+\.\d+ for sm89, sm120, built in \d+ s\n", result.stdout)
     assert "1 fused attention kernels" in result.stdout
     assert "parity: unverified" in result.stdout
+
+
+def test_a_kit_with_a_ready_engine_is_made_without_a_gpu(checkable: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(checkable, tmp_path / "bundle"))
+    wheel = tmp_path / "calipso-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("calipso_runtime/__init__.py", "")
+    build = ["build", str(path), "--engine", "tensorrt-rtx", "--capability", "sm86,sm120"]
+    ship = ["ship", str(path), "--target", "rtx", "--with-engines", "--wheel", str(wheel), "-o", str(tmp_path / "kit")]
+
+    results = [CliRunner().invoke(calipso, command) for command in (build, ship)]
+
+    assert [result.exit_code for result in results] == [0, 0], [result.output for result in results]
+    (record,) = (tmp_path / "kit" / "bundle" / "engines").glob("*.json")
+    version = read_plan(record).record.machine.tensorrt
+    assert record.name == f"rtx-sm86-sm120-{version}.json"
+    assert f"pinned=tensorrt-rtx=={version}\n" in (tmp_path / "kit" / "install.sh").read_text()
 
 
 def test_turing_is_refused_by_the_compiler_with_the_node(tmp_path: Path) -> None:

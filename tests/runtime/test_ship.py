@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from gpu import Gpu
 from open_samples import write_open_bundle
+from rtx_plans import UNVERIFIED, write_rtx_plan
 from runtime_samples import LABELS, SIZE, MakeBundle, tiny_reference
 
 import calipso_runtime
@@ -98,7 +100,7 @@ def test_the_scripts_build_with_the_options_that_were_given(made: Path) -> None:
     build, trtexec = ((made / name).read_text() for name in ("build.sh", "trtexec.sh"))
 
     words = " ".join(build.replace("\\\n", " ").splitlines()[-1].split())
-    assert words == "venv/bin/calipso build bundle --batch 4,4,4 --batch 1,2,9 --level 2 --tf32"
+    assert words == "venv/bin/calipso build bundle --engine tensorrt --batch 4,4,4 --batch 1,2,9 --level 2 --tf32"
     assert f"--maxShapes=image:9x3x{SIZE[0]}x{SIZE[1]}" in trtexec
     assert ("--noTF32" in trtexec, "--onnx=bundle/model.onnx" in trtexec) == (False, True)
     assert "--batch 2,4 --latency" in (made / "benchmark.sh").read_text()
@@ -116,6 +118,7 @@ def test_what_is_expected_of_the_program_is_what_python_answers(made: Path) -> N
     assert (made / "cpp" / "labels.txt").read_text().splitlines() == list(LABELS)
 
 
+MARKS = ("@TARGET@", "@BATCHES@", "@EXTRAS@", "@BACKEND@", "@PINNED@")
 SCRIPTS = ("install.sh", "build.sh", "trtexec.sh", "benchmark.sh")
 
 
@@ -123,7 +126,7 @@ SCRIPTS = ("install.sh", "build.sh", "trtexec.sh", "benchmark.sh")
 def test_every_script_is_one_that_sh_reads(made: Path, script: str) -> None:
     subprocess.run(["sh", "-n", made / script], check=True)
     assert os.access(made / script, os.X_OK)
-    assert not [mark for mark in ("@TARGET@", "@BATCHES@") if mark in (made / script).read_text()]
+    assert not [mark for mark in MARKS if mark in (made / script).read_text()]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -181,7 +184,7 @@ def test_installing_makes_an_environment_builds_and_checks(kit: Path, device: Pa
         "python3 -m venv --clear --system-site-packages venv",
         f"python -m pip install ./{wheel.name}[cli]",
         "calipso doctor",
-        "calipso build bundle --batch 4,4,4 --batch 1,2,9 --level 2 --tf32",
+        "calipso build bundle --engine tensorrt --batch 4,4,4 --batch 1,2,9 --level 2 --tf32",
         "calipso check bundle --backend tensorrt",
     ]
 
@@ -387,6 +390,109 @@ def test_an_engine_that_came_along_and_does_not_run_there_is_built_again(
 
     assert sh(tmp_path / "kit" / "install.sh", device).returncode == 0
     assert [call.split()[1] for call in calls(device)[-3:]] == ["check", "build", "check"]
+
+
+def test_engines_of_another_library_or_graph_do_not_come_along(
+    gpu: Gpu, checkable: Path, wheel: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(checkable, tmp_path / "bundle"))
+    write_rtx_plan(gpu, bundle, tensorrt="1.7.1.116")
+
+    result = run(bundle, "--target", "server", "--wheel", wheel, "--with-engines", "-o", tmp_path / "kit")
+
+    assert result.exit_code == 1
+    assert "holds no engines of TensorRT for its graph: build one with `calipso build`, or ship" in result.stderr
+
+
+# Kits for TensorRT for RTX.
+
+
+@pytest.fixture
+def ready(gpu: Gpu, checkable: Path, tmp_path: Path) -> Path:
+    """A bundle with engines of two versions of TensorRT for RTX, and one of TensorRT."""
+    bundle = Path(shutil.copytree(checkable, tmp_path / "bundle"))
+    build(bundle, BuildOptions(profiles=(BatchRange(least=1, best=1, most=4),)), report=lambda *_: None)
+    for version in ("1.7.1.116", "1.6.1.120"):
+        write_rtx_plan(gpu, bundle, tensorrt=version, capabilities=((8, 6), (8, 9)), checks=UNVERIFIED)
+    write_rtx_plan(gpu, bundle, tensorrt="1.7.1.116", capabilities=((12, 0),), checks=UNVERIFIED)
+    return bundle
+
+
+def rtx_kit(bundle: Path, wheel: Path, *arguments: str) -> tuple[Result, Path]:
+    output = bundle.with_name("rtx kit")
+    return run(bundle, "--target", "rtx", "--wheel", wheel, "-o", output, *arguments), output
+
+
+def test_a_kit_for_rtx_has_ready_engines_of_one_version_and_nothing_for_tensorrt(ready: Path, wheel: Path) -> None:
+    result, kit = rtx_kit(ready, wheel, "--with-engines")
+
+    assert result.exit_code == 0, result.stderr
+    names = {path.relative_to(kit).as_posix() for path in kit.rglob("*") if path.is_file()}
+    engines = {re.sub("-[0-9a-f]{8}[.]plan", ".plan", name) for name in names if name.startswith("bundle/engines/")}
+    stems = {"rtx-sm86-sm89-1.7.1.116", "rtx-sm120-1.7.1.116"}
+    assert engines == {f"bundle/engines/{stem}.{kind}" for stem in stems for kind in ("json", "plan")}
+    assert not [name for name in names if name.startswith("cpp/") or name == "trtexec.sh"]
+    subprocess.run(["sha256sum", "--quiet", "--strict", "-c", "SHA256SUMS"], cwd=kit, check=True)
+
+
+def test_a_kit_for_rtx_installs_the_version_that_its_engines_run_with_and_builds_nothing(
+    ready: Path, wheel: Path, device: Path
+) -> None:
+    _, kit = rtx_kit(ready, wheel, "--with-engines")
+
+    result = sh(kit / "install.sh", device)
+
+    assert result.returncode == 0, result.stderr
+    assert calls(device)[1:] == [
+        "python3 -m venv --clear venv",
+        f"python -m pip install ./{wheel.name}[cli,rtx] tensorrt-rtx==1.7.1.116",
+        "calipso doctor",
+        "calipso check bundle --backend tensorrt-rtx",
+    ]
+    assert "PICTURES --backend tensorrt-rtx" in result.stdout
+    assert "check bundle --backend tensorrt-rtx --batch 8 --latency" in (kit / "benchmark.sh").read_text()
+
+
+def test_a_kit_for_rtx_without_engines_compiles_where_it_is_installed(
+    checkable: Path, wheel: Path, device: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(checkable, tmp_path / "bundle"))
+    _, kit = rtx_kit(bundle, wheel)
+
+    assert sh(kit / "install.sh", device).returncode == 0
+
+    assert calls(device)[2:] == [
+        f"python -m pip install ./{wheel.name}[cli,rtx]",
+        "calipso doctor",
+        "calipso build bundle --engine tensorrt-rtx --batch 1,8,32",
+        "calipso check bundle --backend tensorrt-rtx",
+    ]
+
+
+@pytest.mark.parametrize("script", ["install.sh", "build.sh", "benchmark.sh"])
+def test_every_script_of_a_kit_for_rtx_is_one_that_sh_reads(ready: Path, wheel: Path, script: str) -> None:
+    _, kit = rtx_kit(ready, wheel, "--with-engines")
+
+    subprocess.run(["sh", "-n", kit / script], check=True)
+    assert not [mark for mark in MARKS if mark in (kit / script).read_text()]
+
+
+def test_without_ready_engines_the_command_that_compiles_them_is_given(
+    checkable: Path, wheel: Path, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(checkable, tmp_path / "bundle"))
+
+    result, kit = rtx_kit(bundle, wheel, "--with-engines")
+
+    assert (result.exit_code, kit.exists()) == (1, False)
+    assert "holds no engines of TensorRT for RTX for its graph: build one with `calipso build --engine" in result.stderr
+
+
+def test_options_that_are_not_for_rtx_are_refused_before_a_kit_is_written(checkable: Path, wheel: Path) -> None:
+    result, kit = rtx_kit(checkable, wheel, "--strip-weights")
+
+    assert (result.exit_code, kit.exists()) == (2, False)
+    assert "--strip-weights is not for TensorRT for RTX" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -71,9 +71,7 @@ def compile_ahead(
             builds here.
         KeyboardInterrupt: Ctrl-C; nothing is left.
     """
-    for flag, (is_set, why) in _REFUSED.items():
-        if is_set(options):
-            refuse(flag, why)
+    refuse_options(options)
     bundle, manifest = opened(path)
     capabilities = capabilities_of(capability, manifest.precision)
     folder = plans.engines_folder(bundle)
@@ -99,6 +97,17 @@ def compile_ahead(
         )
         plan = plans.write_plan(folder, compiled.plan.read_bytes(), record)
     return Finished(plan=plan, checks=found, warnings=compiled.warnings)
+
+
+def refuse_options(options: BuildOptions) -> None:
+    """Refuse options that are not for this compiler.
+
+    Raises:
+        UsageError: one is set.
+    """
+    for flag, (is_set, why) in _REFUSED.items():
+        if is_set(options):
+            refuse(flag, why)
 
 
 def refuse(flag: str, why: str) -> None:

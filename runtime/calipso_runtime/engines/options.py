@@ -154,7 +154,8 @@ def trtexec_command(
 def build_words(options: BuildOptions) -> list[str]:
     """The same build by `calipso build`: the words after the bundle."""
     words = [word for each in options.profiles for word in ("--batch", str(each))]
-    words += ["--level", str(options.optimisation_level)]
+    if options.optimisation_level != BuildOptions.optimisation_level:
+        words += ["--level", str(options.optimisation_level)]
     words += [] if options.workspace_mib is None else ["--workspace", str(options.workspace_mib)]
     words += [] if options.dla_core is None else ["--dla", str(options.dla_core)]
     flags = {

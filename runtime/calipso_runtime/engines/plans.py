@@ -354,10 +354,11 @@ def write_file(path: Path, content: Any) -> None:
 
 def _fits_version(built: str, here: str, *, is_compatible: bool) -> bool:
     """The same version; or with a version-compatible plan a later one."""
-    return built == here or (is_compatible and _numbers(built) <= _numbers(here))
+    return built == here or (is_compatible and version_numbers(built) <= version_numbers(here))
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def version_numbers(version: str) -> tuple[int, ...]:
+    """Return the parts of a version, to be compared: (11, 4, 0, 106)."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 

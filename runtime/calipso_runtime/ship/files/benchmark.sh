@@ -9,7 +9,7 @@ result=benchmarks/$(date -u +%Y%m%dT%H%M%SZ).json
 trap 'rm -f "$result.partial"' EXIT
 
 status=0
-venv/bin/calipso check bundle --backend tensorrt --batch @BATCHES@ --latency --json >"$result.partial" || status=$?
+venv/bin/calipso check bundle --backend @BACKEND@ --batch @BATCHES@ --latency --json >"$result.partial" || status=$?
 # A failed gate has its measurements all the same; anything else that fails prints none.
 if [ -s "$result.partial" ]; then
     mv "$result.partial" "$result"

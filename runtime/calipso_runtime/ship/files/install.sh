@@ -7,6 +7,10 @@
 set -eu
 
 target=@TARGET@
+extras=@EXTRAS@
+backend=@BACKEND@
+# The one version that the engines in bundle/engines run with; empty where any will do.
+pinned=@PINNED@
 python=${PYTHON:-python3}
 
 fail() {
@@ -28,30 +32,28 @@ if [ "$target" = jetson ]; then
     "$python" -c 'import tensorrt' ||
         fail "$python does not find JetPack's tensorrt: sudo apt install python3-libnvinfer"
     "$python" -m venv --clear --system-site-packages venv
-    extras=cli
 else
     "$python" -m venv --clear venv
-    extras=cli,trt
 fi
 
 for wheel in calipso-*.whl; do
-    venv/bin/python -m pip install "./${wheel}[${extras}]"
+    venv/bin/python -m pip install "./${wheel}[${extras}]" ${pinned:+"$pinned"}
 done
 venv/bin/calipso doctor
 
 # An engine that came along is kept if it runs here and answers right.
-if [ -d bundle/engines ] && venv/bin/calipso check bundle --backend tensorrt; then
+if [ -d bundle/engines ] && venv/bin/calipso check bundle --backend "$backend"; then
     echo "the engine in bundle/engines is used"
 else
     ./build.sh
-    venv/bin/calipso check bundle --backend tensorrt
+    venv/bin/calipso check bundle --backend "$backend"
 fi
 
 # In a unit % and $ are doubled; & | and \ are special to sed.
 path=$(printf '%s' "$here" | sed -e 's/[%$]/&&/g' -e 's/[&|\\]/\\&/g')
 sed -e "s|@KIT@|$path|" -e "s|@USER@|$(id -un)|" calipso-benchmark.service.in >calipso-benchmark.service
 
-echo "done: $here/venv/bin/calipso classify $here/bundle PICTURES --backend tensorrt"
+echo "done: $here/venv/bin/calipso classify $here/bundle PICTURES --backend $backend"
 echo "to check and time the engine at every boot:"
 echo "  sudo cp $here/calipso-benchmark.service /etc/systemd/system/"
 echo "  sudo systemctl enable calipso-benchmark.service"
