@@ -3,6 +3,8 @@
 What it shares with TensorRT's is in test_tensorrt_backend.py.
 """
 
+import resource
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -177,6 +179,26 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "a file"))
 
     answer(built, 1, 3)
+
+
+def test_a_disk_that_fills_up_leaves_the_older_kernels_and_no_part_of_the_new_ones(
+    gpu: Gpu, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from calipso_runtime.backends.tensorrt_rtx.runtime.kernel_file import KernelFile
+
+    kernels = KernelFile(cache / "a.kernels")
+    kernels.write(b"kernels")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        kernels.write(b"more" * 4096)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+    assert [path.name for path in kept(cache)] == ["a.kernels"]
+    assert kernels.read() == b"kernels"
 
 
 def test_nothing_is_kept_where_that_is_not_wanted(built: Path, gpu: Gpu, cache: Path) -> None:

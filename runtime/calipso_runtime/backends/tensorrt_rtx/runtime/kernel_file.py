@@ -80,14 +80,14 @@ def kernel_file(graph: str, machine: Machine) -> KernelFile:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as stream:
-        partial = Path(stream.name)
-        try:
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as stream:
             stream.write(content)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
-    partial.replace(path)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _forget_old(folder: Path) -> None:
