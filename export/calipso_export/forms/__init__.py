@@ -14,9 +14,10 @@ from calipso_export.forms.depthwise import depthwise_per_kernel
 from calipso_export.forms.gelu_op import fuse_gelu
 from calipso_export.forms.linear_as_conv import linear_as_conv
 from calipso_export.forms.patches import patches_as_rows
+from calipso_export.forms.separate_products import separate_products
 from calipso_export.forms.separate_projections import separate_projections
 
-__all__ = ["ORT_FORMS", "PORTABLE_FORMS", "Form", "apply_forms"]
+__all__ = ["EIGHT_BIT_FORMS", "ORT_FORMS", "PORTABLE_FORMS", "Form", "apply_forms"]
 
 # A form takes a graph, changes it in place, and says how many places it changed.
 Form = Callable[[ir.Graph], int]
@@ -24,6 +25,8 @@ Form = Callable[[ir.Graph], int]
 PORTABLE_FORMS: Mapping[str, Form] = {
     "attention scale in the query weights": fold_attention_scale,
 }
+# Of graphs that multiply in eight bits.
+EIGHT_BIT_FORMS: Mapping[str, Form] = {"one product for each part of a split": separate_products}
 # In this order: the attention and GELU are recognised before the products around them change.
 ORT_FORMS: Mapping[str, Form] = {
     "fused attention": fuse_attention,

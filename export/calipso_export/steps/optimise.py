@@ -6,7 +6,9 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from calipso_export.forms import PORTABLE_FORMS, Form, apply_forms
+from calipso_export.config import ExportConfig
+from calipso_export.forms import EIGHT_BIT_FORMS, PORTABLE_FORMS, Form, apply_forms
+from calipso_export.precision import candidates
 from calipso_export.progress import Progress
 from calipso_export.step import Made
 from calipso_export.steps.trace import Traced
@@ -29,13 +31,15 @@ class Optimised:
 class Optimise:
     """Apply the forms; what they keep is proved by the verification of the written files."""
 
-    requires: ClassVar[tuple[type, ...]] = (Traced,)
+    requires: ClassVar[tuple[type, ...]] = (ExportConfig, Traced)
     ensures: ClassVar[tuple[type, ...]] = (Optimised,)
 
     def run(self, made: Made, progress: Progress) -> None:
         """See `Step.run`."""
         progress("optimising the graph", 0, 1)
-        made.add(optimise(made[Traced].graph))
+        in_eight_bits = any(precision.activations for precision in candidates(made[ExportConfig]))
+        forms = {**PORTABLE_FORMS, **(EIGHT_BIT_FORMS if in_eight_bits else {})}
+        made.add(optimise(made[Traced].graph, portable=forms))
         progress("optimising the graph", 1, 1)
 
 
