@@ -287,6 +287,13 @@ def test_photos_of_every_odd_kind_are_prepared_like_open_clip(run: Encode, vit: 
     torch.testing.assert_close(run(photos=photos).plain, wanted, atol=1e-6, rtol=0)
 
 
+def test_without_augmentation_the_photo_is_its_only_view(run: Encode) -> None:
+    features = run(with_views=True, epochs=0)
+
+    assert torch.equal(features.views, features.plain[:, None])
+    assert torch.equal(features.keys, features.plain)
+
+
 def test_views_are_kept_and_change_no_key(run: Encode, encoded: list[int]) -> None:
     without = run()
     first = run(with_views=True)

@@ -58,3 +58,14 @@ def test_a_head_is_chosen_on_photos_linted_and_stays_in_fp32(
     own = [each for each in graph.initializer if each.name.startswith(attribute(name) + ".")]
     assert own
     assert [each.name for each in own if each.data_type == TensorProto.FLOAT16] == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's exporter warns about its own internals
+@pytest.mark.parametrize("name", FEW_SHOT)
+def test_a_head_is_fitted_on_photos_that_are_not_augmented(name: str, make_config: MakeConfig, coloured: Path) -> None:
+    values = {"shots": coloured, "head": name, "calip": False, **dict.fromkeys(("alpha", "beta", "b2", "b3"))}
+
+    manifest, parity = export(make_config(**values, epochs=0))
+
+    assert (manifest.few_shot["name"], parity.failures) == (name, ())

@@ -61,7 +61,7 @@ def encode_photos(
         with_keys: whether the keys are; without, no augmented view is encoded, and they are the plain features.
         with_views: whether the features of every augmented view are.
         with_tokens: whether the tokens of the photos as they are; without, none are kept.
-        epochs: augmented views per photo.
+        epochs: augmented views per photo; 0 takes the photo as it is.
         seed: of the augmentation.
         store: where features are kept.
         progress: told after each photo.
@@ -69,8 +69,9 @@ def encode_photos(
     Raises:
         ShotsError: the tokens of so many photos would not fit into `MOST_TOKEN_BYTES`.
     """
-    # What is not augmented is the only view of itself: then neither keys nor views are encoded apart.
-    own_keys, own_views = (asked and model.front_end.is_augmented for asked in (with_keys, with_views))
+    # A photo that is not augmented is the only view of itself: then neither keys nor views are encoded apart.
+    is_augmented = model.front_end.is_augmented and epochs > 0
+    own_keys, own_views = (asked and is_augmented for asked in (with_keys, with_views))
     classes, width = text.shape
     terms = 2 if with_calip else 0
     tower = model.tower(model.visual, with_tokens=False).eval()
