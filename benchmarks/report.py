@@ -20,6 +20,7 @@ from benchmarks import (
     int8_tables,
     pixel_tables,
     precision_tables,
+    rtx_tables,
     speed_tables,
     sweep_tables,
     teach_tables,
@@ -36,6 +37,7 @@ DOCUMENTS = (
     ROOT / "docs" / "models.md",
     ROOT / "docs" / "teach.md",
     ROOT / "docs" / "hosts.md",
+    ROOT / "docs" / "tensorrt.md",
 )
 _START, _END = "<!-- generated: ", "<!-- end -->"
 _MB = 1e6
@@ -183,6 +185,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "precision-speed": precision_tables.speed_table,
     "precision-tools": precision_tables.tools_table,
     "precision-trained": precision_tables.trained_table,
+    "rtx-builds": rtx_tables.builds_table,
     "serving": speed_tables.serving_table,
     "speed": speed_tables.speed_table,
     "speed-summary": speed_tables.speed_summary,
