@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from calipso_runtime import devices
 from calipso_runtime.backends import TensorInfo
@@ -22,8 +22,9 @@ Report = Callable[[str, int, int], None]
 # Isolated, with this process's own path to import from: what lies in the current folder is not imported.
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from calipso_runtime.engines.compiler_worker import main; main()"
+    "import importlib; importlib.import_module(sys.argv[2]).main()"
 )
+_WORKER = "calipso_runtime.engines.compiler_worker"
 _ERRORS_FILE = "errors.txt"
 _ERRORS: Mapping[str, type[BackendError]] = {"BackendUnavailableError": BackendUnavailableError}
 _SHOWN_LINES = 3
@@ -76,11 +77,11 @@ def compile_plan(
         "folder": str(folder.absolute()),
     }
     errors_path = folder / _ERRORS_FILE
-    with errors_path.open("wb") as errors, _process(errors) as process:
+    with errors_path.open("wb") as errors, worker_process(_WORKER, errors) as process:
         result = _result(process, json.dumps(request), report)
         code = process.wait()
     if result is None:
-        raise EngineBuildError(_how_it_ended(code, errors_path, model_path))
+        raise EngineBuildError(_how_it_ended(code, last_lines(errors_path), model_path))
     tensors = {
         side: tuple(TensorInfo(**{**each, "shape": tuple(each["shape"])}) for each in result[side])
         for side in ("inputs", "outputs")
@@ -95,10 +96,17 @@ def compile_plan(
 
 
 @contextlib.contextmanager
-def _process(errors: Any) -> "Iterator[subprocess.Popen[str]]":
-    """The compiler's process. It gets no signal of the terminal: an interrupted build kills it."""
+def worker_process(module: str, errors: IO[bytes]) -> "Iterator[subprocess.Popen[str]]":
+    """Start a process for the compiler, and kill it at the end.
+
+    It gets no signal of the terminal: an interrupted build kills it.
+
+    Args:
+        module: the name of the module whose `main` it runs.
+        errors: gets what it prints as errors.
+    """
     process = subprocess.Popen(  # noqa: S603 - our own code, by our own interpreter
-        [sys.executable, "-I", "-c", _START, json.dumps(sys.path)],
+        [sys.executable, "-I", "-c", _START, json.dumps(sys.path), module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
@@ -136,20 +144,34 @@ def _result(process: "subprocess.Popen[str]", request: str, report: Report) -> M
     return None
 
 
-def _how_it_ended(code: int, errors_path: Path, model_path: Path) -> str:
+def last_lines(path: Path) -> list[str]:
+    """Return what a process printed last."""
+    return path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-_SHOWN_LINES:]
+
+
+def ran_out_of_memory(code: int, said: Sequence[str]) -> bool:
+    """Whether a process probably ended because memory ran out."""
+    return code == _KILLED or any(word in line for word in _NO_MEMORY for line in said)
+
+
+def ending(code: int) -> str:
+    """Say how a process ended: "crashed (SIGSEGV)"."""
+    return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
+
+
+def _how_it_ended(code: int, said: Sequence[str], model_path: Path) -> str:
     """What to say of a process that ended without a result, and what to do."""
     name = NAMES[TENSORRT_RTX]
-    said = errors_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-_SHOWN_LINES:]
     tail = f" It printed: {' / '.join(said)}." if said else ""
-    if code == _KILLED or any(word in line for word in _NO_MEMORY for line in said):
+    if ran_out_of_memory(code, said):
         holders = ", ".join(devices.largest_processes()) or "other processes"
         return (
             f"{name} was killed while it built an engine from {model_path}: the machine probably ran out of memory. "
             f"Most of it is held by {holders}. Close what is not needed, or build for one --batch and fewer "
             "compute capabilities at a time"
         )
-    how = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
     return (
-        f"{name} {how} while it built an engine from {model_path}.{tail} Nothing was written. This is a defect of the "
-        "compiler: build with --log FILE, whose last lines say what it was doing, or export with another --precision"
+        f"{name} {ending(code)} while it built an engine from {model_path}.{tail} Nothing was written. This is a "
+        "defect of the compiler: build with --log FILE, whose last lines say what it was doing, or export with another "
+        "--precision"
     )

@@ -28,7 +28,7 @@ def main() -> None:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         request = json.loads(sys.stdin.readline())
         threading.Thread(target=_end_with_input, daemon=True).start()
-        _write_no_core()
+        write_no_core()
         lock = threading.Lock()
 
         def send(**event: object) -> None:
@@ -93,7 +93,7 @@ def _end_with_input() -> None:
     os._exit(_ABANDONED)
 
 
-def _write_no_core() -> None:
+def write_no_core() -> None:
     """A crash of the compiler is reported, and leaves no file of its memory."""
     with contextlib.suppress(ImportError):
         import resource

@@ -67,13 +67,13 @@ def build_plan(request: Request, log: Log, report: Report) -> Built:
         options=request.options,
         log=log,
     )
-    builder = _started(job)
+    builder = started(job.compiler, log)
     # The parser holds weights that the network refers to: it lives as long as the build.
     network, parser = networks.parse(trt, builder, job)
     config = builder.create_builder_config()
     networks.configure(trt, config, request.options)
     config.progress_monitor = monitor
-    _set_capabilities(config, request.capabilities, job)
+    set_capabilities(config, request.capabilities, job.compiler)
     networks.add_profiles(builder, network, config, job)
     plan = builder.build_serialized_network(network, config)
     del parser
@@ -87,26 +87,33 @@ def build_plan(request: Request, log: Log, report: Report) -> Built:
     return Built(plan=plan, inputs=inputs, outputs=outputs)
 
 
-def _started(job: networks.Job) -> "tensorrt.Builder":
+def started(compiler: str, log: Log) -> "tensorrt.Builder":
+    """Start the builder.
+
+    Raises:
+        BackendUnavailableError: it does not start.
+    """
     try:
-        builder: tensorrt.Builder = trt.Builder(job.log)
+        builder: tensorrt.Builder = trt.Builder(log)
     except TypeError as error:
         # What the bindings make of a null pointer.
-        message = (
-            f"{job.compiler} does not start: {job.log.take_errors()}. Install it again: pip install 'calipso[rtx]'"
-        )
+        message = f"{compiler} does not start: {log.take_errors()}. Install it again: pip install 'calipso[rtx]'"
         raise BackendUnavailableError(message) from error
     return builder
 
 
-def _set_capabilities(config: "tensorrt.IBuilderConfig", capabilities: Sequence[Capability], job: networks.Job) -> None:
-    """Name every compute capability: left to itself the compiler takes some on which fp8 does not run."""
+def set_capabilities(config: "tensorrt.IBuilderConfig", capabilities: Sequence[Capability], compiler: str) -> None:
+    """Name every compute capability: left to itself the compiler takes some on which fp8 does not run.
+
+    Raises:
+        EngineBuildError: the compiler is too old for one of them.
+    """
     known = trt.ComputeCapability.__members__
     config.num_compute_capabilities = len(capabilities)
     for place, capability in enumerate(capabilities):
         name = sm(capability)
         if name.upper() not in known:
             has = ", ".join(each.lower() for each in known if each.startswith("SM"))
-            message = f"{job.compiler} does not compile for {name}, only for {has}: leave it out of --capability"
+            message = f"{compiler} does not compile for {name}, only for {has}: leave it out of --capability"
             raise EngineBuildError(message)
         config.set_compute_capability(known[name.upper()], place)

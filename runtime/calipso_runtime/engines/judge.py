@@ -1,0 +1,122 @@
+"""Asks TensorRT for RTX whether it takes a graph, in a process that is started again where it crashes."""
+
+import contextlib
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from calipso_runtime.engines.compiler_process import ending, last_lines, ran_out_of_memory, worker_process
+from calipso_runtime.engines.families import NAMES, TENSORRT_RTX, Capability
+from calipso_runtime.errors import BackendUnavailableError, EngineBuildError
+
+if TYPE_CHECKING:
+    import subprocess
+
+CRASH = "crash"
+_WORKER = "calipso_runtime.engines.judge_worker"
+_ERRORS_FILE = "errors.txt"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """One reason why a graph gives no engine.
+
+    Attributes:
+        by: "parser", "builder", or "crash" where the compiler died.
+        node: the place of the node in the graph; None where the compiler names none.
+        wrong: what the compiler says.
+    """
+
+    by: str
+    node: int | None
+    wrong: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the compiler says about a graph.
+
+    Attributes:
+        version: of the compiler, "1.7.1.116"; empty where it crashed on the first graph.
+        refusals: why the graph gives no engine; empty where it gives one.
+    """
+
+    version: str
+    refusals: tuple[Refusal, ...]
+
+
+class Judge(contextlib.AbstractContextManager["Judge"]):
+    """Judges graphs one after the other. Its process starts with the first graph and ends with the context."""
+
+    def __init__(self) -> None:
+        self._held = contextlib.ExitStack()
+        self._process: subprocess.Popen[str] | None = None
+        self._errors = Path()
+        self._version = ""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the process."""
+        self._stop()
+
+    def judge(self, model_path: Path, capabilities: Sequence[Capability]) -> Verdict:
+        """Parse and build a graph.
+
+        Args:
+            model_path: a `.onnx`, with its external data beside it.
+            capabilities: compute capabilities to compile for.
+
+        Raises:
+            BackendUnavailableError: TensorRT for RTX is not installed, or does not start.
+            EngineBuildError: it does not compile for a capability, or memory ran out.
+        """
+        answer = self._answer({"model": str(model_path.absolute()), "capabilities": capabilities})
+        if answer is None:
+            return self._crashed(model_path)
+        if "error" in answer:
+            unavailable = answer["error"]["kind"] == BackendUnavailableError.__name__
+            raise (BackendUnavailableError if unavailable else EngineBuildError)(answer["error"]["message"])
+        self._version = answer["version"]
+        return Verdict(version=self._version, refusals=tuple(Refusal(**each) for each in answer["refusals"]))
+
+    def _answer(self, request: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Send a request and return the answer; None where the process ended without one."""
+        process = self._process or self._start()
+        assert process.stdin is not None  # noqa: S101 - for the type checker: both are pipes
+        assert process.stdout is not None  # noqa: S101
+        # A process that died at its start has closed its end.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        line = process.stdout.readline()
+        return json.loads(line) if line else None
+
+    def _crashed(self, model_path: Path) -> Verdict:
+        assert self._process is not None  # noqa: S101 - for the type checker: it was asked
+        code, said = self._process.wait(), last_lines(self._errors)
+        self._stop()
+        if ran_out_of_memory(code, said):
+            message = (
+                f"{NAMES[TENSORRT_RTX]} was killed while it built an engine from {model_path}: the machine probably "
+                "ran out of memory. Close what is not needed"
+            )
+            raise EngineBuildError(message)
+        printed = f"; it printed: {' / '.join(said)}" if said else ""
+        refusal = Refusal(by=CRASH, node=None, wrong=f"the compiler {ending(code)}{printed}")
+        return Verdict(version=self._version, refusals=(refusal,))
+
+    def _start(self) -> "subprocess.Popen[str]":
+        folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="calipso-judge-")))
+        self._errors = folder / _ERRORS_FILE
+        errors = self._held.enter_context(self._errors.open("wb"))
+        self._process = self._held.enter_context(worker_process(_WORKER, errors))
+        return self._process
+
+    def _stop(self) -> None:
+        self._held.close()
+        self._process = None

@@ -1,0 +1,116 @@
+"""The compiler's verdict about any graph: what it takes, what it refuses, and what makes it crash."""
+
+import importlib.util
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnx
+import pytest
+import rtx_samples
+from onnx import TensorProto, helper
+
+from calipso_runtime.engines.families import Capability
+from calipso_runtime.engines.judge import CRASH, Judge
+from calipso_runtime.errors import BackendUnavailableError, EngineBuildError
+
+MISSING = importlib.util.find_spec("tensorrt_rtx") is None
+
+
+def needs_rtx(test: Callable[..., None]) -> Callable[..., None]:
+    skip = pytest.mark.skipif(MISSING, reason="TensorRT for RTX is missing: pip install '.[rtx]'")
+    return pytest.mark.rtx(skip(test))
+
+
+ADA: tuple[Capability, ...] = ((8, 9),)
+
+
+@pytest.fixture
+def judge() -> Iterator[Judge]:
+    with Judge() as started:
+        yield started
+
+
+def saved(folder: Path, operator: str, *, kind: int = TensorProto.FLOAT, **attributes: object) -> Path:
+    """A graph of one node `n` over a tensor of two dynamic axes."""
+    node = helper.make_node(operator, ["x"], ["y"], name="n", **attributes)
+    tensors = [helper.make_tensor_value_info(name, kind, ["batch", "width"]) for name in "xy"]
+    graph = helper.make_graph([node], "one", tensors[:1], tensors[1:])
+    path = folder / f"{operator}.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def crashing(folder: Path) -> Path:
+    path = folder / "crash.onnx"
+    onnx.save(rtx_samples.crashing_model(), path)
+    return path
+
+
+@needs_rtx
+def test_a_graph_with_dynamic_axes_is_taken_for_several_gpus(judge: Judge, tmp_path: Path) -> None:
+    verdict = judge.judge(saved(tmp_path, "Relu"), [(8, 0), (12, 0)])
+
+    assert verdict.refusals == ()
+    assert verdict.version.startswith("1.")
+
+
+@needs_rtx
+def test_a_node_that_the_parser_refuses_is_named_without_noise(judge: Judge, tmp_path: Path) -> None:
+    (refusal,) = judge.judge(saved(tmp_path, "Transpose", kind=TensorProto.UINT8), ADA).refusals
+
+    assert (refusal.by, refusal.node) == ("parser", 0)
+    assert "UInt8" in refusal.wrong
+    assert "CUDA" not in refusal.wrong
+
+
+@needs_rtx
+def test_a_graph_that_only_the_builder_refuses_is_refused(judge: Judge, tmp_path: Path) -> None:
+    path = tmp_path / "fp8.onnx"
+    onnx.save(rtx_samples.attention_model("fp8"), path)
+
+    (refusal,) = judge.judge(path, [(8, 6)]).refusals
+
+    assert (refusal.by, refusal.node) == ("builder", None)
+    assert refusal.wrong
+
+
+@needs_rtx
+def test_a_graph_that_crashes_the_compiler_is_refused_and_the_next_one_is_judged(judge: Judge, tmp_path: Path) -> None:
+    (refusal,) = judge.judge(crashing(tmp_path), ADA).refusals
+
+    assert (refusal.by, refusal.node) == (CRASH, None)
+    assert refusal.wrong.startswith("the compiler crashed (SIG")
+    assert judge.judge(saved(tmp_path, "Relu"), ADA).refusals == ()
+
+
+@needs_rtx
+def test_a_file_that_is_no_graph_is_refused(judge: Judge, tmp_path: Path) -> None:
+    path = tmp_path / "no.onnx"
+    path.write_bytes(b"no graph")
+
+    assert judge.judge(path, ADA).refusals != ()
+
+
+@needs_rtx
+def test_a_process_that_the_system_kills_is_no_verdict(judge: Judge, tmp_path: Path) -> None:
+    path = saved(tmp_path, "Relu")
+    judge.judge(path, ADA)
+    process = judge._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+    with pytest.raises(EngineBuildError, match=r"killed while it built .*ran out of memory"):
+        judge.judge(path, ADA)
+
+
+def test_without_the_compiler_the_error_says_how_to_install_it(
+    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt_rtx.py").write_text("raise ImportError('not here')")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(BackendUnavailableError, match=r"pip install 'calipso\[rtx\]'"):
+        judge.judge(tmp_path / "any.onnx", ADA)
