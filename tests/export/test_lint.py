@@ -186,6 +186,7 @@ REFUSED: Mapping[str, tuple[Case, str, str] | tuple[Case, str, str, tuple[str, .
         Case("Squeeze", ("x",), shape=("batch", 1)),
         "squeeze-axes",
         "it has no axes, and its input has a dynamic shape",
+        before(11, 5),
     ),
     "TopK of many": (
         Case("TopK", ("x", "k"), {}, {"k": np.array([3840])}, ("y", "at")),
@@ -327,7 +328,18 @@ def test_every_rule_says_what_to_do_and_where_it_is_written(rule: Rule) -> None:
 
 @pytest.mark.parametrize(
     ("opset", "refusing"),
-    [(8, ALL), (9, ()), (18, ()), (20, ()), (21, ALL[:1]), (22, ALL[:1]), (23, ALL[:2]), (24, ALL[:2]), (25, ALL)],
+    [
+        (8, ALL),
+        (9, ()),
+        (18, ()),
+        (20, ()),
+        (21, ALL[:1]),
+        (22, ALL[:1]),
+        (23, ALL[:2]),
+        (24, ALL[:2]),
+        (25, ALL[:4]),
+        (26, ALL),
+    ],
 )
 def test_each_parser_takes_opsets_up_to_its_own(opset: int, refusing: tuple[str, ...]) -> None:
     found = findings_of(Case("Relu", ("x",), opset=opset))

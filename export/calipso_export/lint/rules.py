@@ -263,7 +263,8 @@ RULES = (
         name="squeeze-axes",
         find=Nodes("Squeeze", operators.squeezed_axes_known),
         fix="give the axes",
-        source=f"{_IMPORTERS} (10.1), TensorRT release notes 11.5",
+        source=f"{_IMPORTERS} (10.1), onnx-tensorrt release notes 11.5",
+        targets=before(11, 5),
     ),
     Rule(
         name="constant-axes",

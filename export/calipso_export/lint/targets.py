@@ -51,6 +51,7 @@ _EACH = (
         max_opset=24,
         source="onnx-tensorrt docs/operators.md (11.1); TensorRT release notes 11.5",
     ),
+    Target(name="tensorrt-11.5", version=(11, 5), max_opset=25, source="onnx-tensorrt release notes 11.5"),
 )
 TARGETS = {target.name: target for target in _EACH}
 ALL = tuple(TARGETS)
