@@ -16,9 +16,25 @@ INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 # Results are written in these, and read by DequantizeLinear alone.
 QUANTISED = (TensorProto.INT8, TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1)
 MOST_KEPT = 3840
-MOST_HEAD = 256
-# A scale of a Resize is fp32 beside any picture; the others read a type or a probability, and compute nothing with it.
-_MAY_MIX = ("BatchNormalization", "CastLike", "Dropout", "Resize")
+LEAST_HEAD, MOST_HEAD = 16, 256
+# A scale of a Resize is fp32 beside any picture; the others read a type, an index or a probability, and compute nothing
+# with it.
+MAY_MIX = ("BatchNormalization", "CastLike", "Dropout", "OneHot", "Resize")
+# By operator, types of the first input that ONNX allows and TensorRT for RTX 1.7 refuses.
+REFUSED_BY_RTX = {
+    **dict.fromkeys(("Conv", "Erf", "Exp", "Gemm", "MatMul", "Softmax", "PRelu"), INTEGERS),
+    **dict.fromkeys(("ReduceL2", "ReduceLogSum", "ReduceLogSumExp"), INTEGERS),
+    **dict.fromkeys(("ConvTranspose", "HardSwish", "LpPool", "Mish"), (TensorProto.BFLOAT16,)),
+    **dict.fromkeys(("IsNaN", "Squeeze", "Unsqueeze"), (TensorProto.FLOAT8E4M3FN, TensorProto.INT4)),
+    **dict.fromkeys(("ReduceMax", "ReduceMin"), (TensorProto.BOOL,)),
+    "DequantizeLinear": (TensorProto.INT32,),
+    "Einsum": (*INTEGERS, TensorProto.INT8),
+    "Mod": (TensorProto.INT8,),
+    "Relu": (TensorProto.INT32,),
+    "Resize": (*INTEGERS, TensorProto.BOOL),
+}
+# By mode, how many axes a Resize may change, counted from the last one.
+_RESIZED_AXES = {"linear": 3, "cubic": 2}
 
 
 def is_there(_network: Network, _node: onnx.NodeProto) -> str:
@@ -90,13 +106,17 @@ def squeezed_axes_known(network: Network, node: onnx.NodeProto) -> str | None:
     return None if given or known else "it has no axes, and its input has a dynamic shape"
 
 
-def few_kept(network: Network, node: onnx.NodeProto) -> str | None:
+def kept_up_to(most: int) -> NodeCheck:
     """TopK keeps few enough for TensorRT's kernels."""
-    given = input_at(node, 1)
-    if given is None or given not in network.constants:
-        return None
-    kept = int(network.array(given).max(initial=0))
-    return None if kept < MOST_KEPT else f"K is {kept}"
+
+    def check(network: Network, node: onnx.NodeProto) -> str | None:
+        given = input_at(node, 1)
+        if given is None or given not in network.constants:
+            return None
+        kept = int(network.array(given).max(initial=0))
+        return None if kept <= most else f"K is {kept}"
+
+    return check
 
 
 def no_training(network: Network, node: onnx.NodeProto) -> str | None:
@@ -112,27 +132,89 @@ def no_training(network: Network, node: onnx.NodeProto) -> str | None:
 def scales_fit_axes(network: Network, node: onnx.NodeProto) -> str | None:
     """Computed scales of a Resize are for all axes in order."""
     given, axes = input_at(node, 2), numbers(node, "axes")
-    if given is None or given in network.constants or list(axes) == list(range(len(axes))):
+    if given is None or given in network.constants or not axes:
+        return None
+    shape = network.shapes.get(node.input[0])
+    rank = len(axes) if shape is None else len(shape)
+    if list(axes) == list(range(rank)):
         return None
     return f"its scales are computed ({given}) and for the axes {list(axes)} alone"
 
 
-def symmetric(network: Network, node: onnx.NodeProto) -> str | None:
-    """TensorRT quantises around zero."""
-    given = input_at(node, 2)
-    if given is None:
+def sizes_fit_axes(network: Network, node: onnx.NodeProto) -> str | None:
+    """Constant sizes of a Resize for some axes leave no other axis dynamic."""
+    given, axes, shape = input_at(node, 3), numbers(node, "axes"), network.shapes.get(node.input[0])
+    if given is None or given not in network.constants or not axes or shape is None:
         return None
-    if given not in network.constants:
-        return f"its zero point {given} is computed"
-    zeros = not network.array(given).astype(np.float32).any()
-    return None if zeros else f"its zero point {given} is not 0"
+    resized = {axis % len(shape) for axis in axes}
+    dynamic = [axis for axis, size in enumerate(shape) if size is None and axis not in resized]
+    return (
+        f"its sizes are constant ({given}) and for the axes {list(axes)} alone, beside dynamic {dynamic}"
+        if dynamic
+        else None
+    )
+
+
+def inner_axes(network: Network, node: onnx.NodeProto) -> str | None:
+    """A Resize that interpolates changes the last axes alone, as far as its scales or sizes are known."""
+    mode, shape = str(attribute(node, "mode", "nearest")), network.shapes.get(node.input[0])
+    if mode not in _RESIZED_AXES or shape is None:
+        return None
+    # Of a cubic one the parser looks at scales of all axes alone; the builder takes the others.
+    if mode == "cubic" and (input_at(node, 3) is not None or len(numbers(node, "axes") or shape) < len(shape)):
+        return None
+    outer = [axis for axis in _resized(network, node, shape) if axis < len(shape) - _RESIZED_AXES[mode]]
+    return f"its mode is {mode}, and it resizes the axes {outer}" if outer else None
+
+
+def _resized(network: Network, node: onnx.NodeProto, shape: tuple[int | None, ...]) -> list[int]:
+    """The axes whose size is known to change."""
+    axes = [axis % len(shape) for axis in numbers(node, "axes") or range(len(shape))]
+    scales, sizes = (
+        network.array(given).tolist() if given is not None and given in network.constants else []
+        for given in (input_at(node, 2), input_at(node, 3))
+    )
+    scaled = [axis for axis, scale in zip(axes, scales, strict=False) if scale != 1]
+    return scaled + [axis for axis, size in zip(axes, sizes, strict=False) if shape[axis] not in (None, size)]
+
+
+def symmetric(*but: int) -> NodeCheck:
+    """TensorRT quantises around zero, but for some types."""
+
+    def check(network: Network, node: onnx.NodeProto) -> str | None:
+        given = input_at(node, 2)
+        if given is None:
+            return None
+        if given not in network.constants:
+            return f"its zero point {given} is computed"
+        return None if network.types[given] in but else _off_zero(network, given)
+
+    return check
+
+
+def off_zero(network: Network, node: onnx.NodeProto) -> str | None:
+    """A zero point of fp8 is zero."""
+    given = input_at(node, 2)
+    if given not in network.constants or given is None or network.types[given] != TensorProto.FLOAT8E4M3FN:
+        return None
+    return _off_zero(network, given)
+
+
+def _off_zero(network: Network, name: str) -> str | None:
+    return f"its zero point {name} is not 0" if network.array(name).astype(np.float32).any() else None
+
+
+def constant_scale(network: Network, node: onnx.NodeProto) -> str | None:
+    """Scales are known when an engine is built."""
+    given = node.input[1]
+    return None if given in network.constants else f"its scale {given} is computed"
 
 
 def positive_scale(network: Network, node: onnx.NodeProto) -> str | None:
-    """Scales are known when an engine is built, and can be divided by."""
+    """Scales can be divided by."""
     given = node.input[1]
     if given not in network.constants:
-        return f"its scale {given} is computed"
+        return None
     scale = network.array(given).astype(np.float32)
     positive = bool(np.all((scale > 0) & np.isfinite(scale)))
     return None if positive else f"its scale {given} has values that are not positive: {scale.min()} is the least"
@@ -144,16 +226,26 @@ def float_input(network: Network, node: onnx.NodeProto) -> str | None:
     return f"it is over {type_name(kind)}" if kind in INTEGERS else None
 
 
+def refused_type(network: Network, node: onnx.NodeProto) -> str | None:
+    """TensorRT for RTX has the operator, for other types."""
+    kind = network.types[node.input[0]]
+    return f"it is over {type_name(kind)}" if kind in REFUSED_BY_RTX[node.op_type] else None
+
+
 def integer_power(network: Network, node: onnx.NodeProto) -> str | None:
     """Neither base nor exponent of a Pow is an integer."""
     found = [name for name in node.input if network.types.get(name) in INTEGERS]
     return f"{found[0]} is {type_name(network.types[found[0]])}" if found else None
 
 
-def float_cast(network: Network, node: onnx.NodeProto) -> str | None:
-    """What is quantised is converted by QuantizeLinear and DequantizeLinear alone."""
-    found = {network.types.get(name) for name in (*node.input, *node.output)} & {*QUANTISED}
-    return f"it converts {' and '.join(sorted(map(type_name, filter(None, found))))}" if found else None
+def cast_only(*but: int) -> NodeCheck:
+    """What is quantised is converted by QuantizeLinear and DequantizeLinear alone, but for some types."""
+
+    def check(network: Network, node: onnx.NodeProto) -> str | None:
+        found = {network.types.get(name) for name in (*node.input, *node.output)} & ({*QUANTISED} - {*but})
+        return f"it converts {' and '.join(sorted(map(type_name, filter(None, found))))}" if found else None
+
+    return check
 
 
 def lower_case(_network: Network, node: onnx.NodeProto) -> str | None:
@@ -176,9 +268,13 @@ def no_graphs(_network: Network, node: onnx.NodeProto) -> str | None:
     return "it has a graph of its own, which is not checked" if inner else None
 
 
-def one_float_type(network: Network, node: onnx.NodeProto) -> str | None:
+def one_float_type(*may_mix: str) -> NodeCheck:
     """A strongly typed network converts nothing by itself; onnx.checker does not look at types at all."""
-    return None if node.op_type in _MAY_MIX else mixed_floats(network, node)
+
+    def check(network: Network, node: onnx.NodeProto) -> str | None:
+        return None if node.op_type in may_mix else mixed_floats(network, node)
+
+    return check
 
 
 def mixed_floats(network: Network, node: onnx.NodeProto) -> str | None:
@@ -190,12 +286,33 @@ def mixed_floats(network: Network, node: onnx.NodeProto) -> str | None:
 
 def small_heads(network: Network, node: onnx.NodeProto) -> str | None:
     """The heads of an Attention, with 3D inputs too, are small enough for a fused kernel."""
+    size = _head_size(network, node)
+    return f"its heads have {size} channels" if size is not None and size > MOST_HEAD else None
+
+
+def large_heads(network: Network, node: onnx.NodeProto) -> str | None:
+    """The heads of an Attention are large enough for a fused kernel."""
+    size = _head_size(network, node)
+    return f"its heads have {size} channels" if size is not None and size < LEAST_HEAD else None
+
+
+def _head_size(network: Network, node: onnx.NodeProto) -> int | None:
     shape = network.shapes.get(node.input[0])
     if shape is None or shape[-1] is None:
         return None
     heads = int(attribute(node, "q_num_heads", 1)) if len(shape) == 3 else 1  # noqa: PLR2004 - [batch, tokens, width]
-    size = math.ceil(shape[-1] / max(heads, 1))
-    return None if size <= MOST_HEAD else f"its heads have {size} channels"
+    return math.ceil(shape[-1] / max(heads, 1))
+
+
+def half_inputs(network: Network, node: onnx.NodeProto) -> str | None:
+    """An Attention is over 16 bits: fused kernels have no other type."""
+    kind = network.types[node.input[0]]
+    return f"it is over {type_name(kind)}" if kind == TensorProto.FLOAT else None
+
+
+def separate_inputs(_network: Network, node: onnx.NodeProto) -> str | None:
+    """Queries and keys of an Attention are two tensors."""
+    return f"{node.input[0]} is queries and keys" if node.input[0] == node.input[1] else None
 
 
 def softcap(_network: Network, node: onnx.NodeProto) -> str | None:

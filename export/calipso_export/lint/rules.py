@@ -1,16 +1,19 @@
 """The table of the lint: every restriction of TensorRT that a graph of a classifier can meet.
 
 A rule is one line here, and mostly one function in `operators`, `tensors` or `attention`. Sources name the file and
-the release of onnx-tensorrt, or of TensorRT's own headers and notes, in which the restriction is written.
+the release of onnx-tensorrt, or of TensorRT's own headers and notes, in which the restriction is written; or the
+compiler that refused graphs, and took others, in the tests of the lint.
 """
 
 from collections.abc import Iterator
 
+from onnx import TensorProto
+
 from calipso_export.lint import operators, tensors
 from calipso_export.lint.attention import fusable
 from calipso_export.lint.network import Network, is_foreign
-from calipso_export.lint.rule import WARNING, Find, Nodes, Rule, Tensors
-from calipso_export.lint.targets import MIN_OPSET, TARGETS, Target, before, since
+from calipso_export.lint.rule import ERROR, WARNING, Find, Nodes, Rule, Tensors
+from calipso_export.lint.targets import MIN_OPSET, RTX, TARGETS, TENSORRT, Target, before, since
 from calipso_export.lint.types import label
 
 # The same in 10.1-GA, 10.14-GA, 10.15, 10.16 and 11.1, where no release is named.
@@ -18,8 +21,10 @@ _DOCS = "onnx-tensorrt docs/operators.md"
 _CHANGES = "onnx-tensorrt docs/Changelog.md"
 _IMPORTERS = "onnx-tensorrt onnxOpImporters.cpp"
 _CHECKERS = "onnx-tensorrt onnxOpCheckers.cpp"
+_COMPILER = "TensorRT for RTX 1.7.1.116"
 _COMPOSE = "write it with older operators"
 _FIXED = "give it as a constant"
+_AROUND_ZERO = "quantise around zero: a zero point of constant zeros, or none"
 _FUSION = "TensorRT documentation, multi-head attention fusion"
 _FUSION_NOW = f"{_FUSION}; release notes 10.14, 11.3"
 _FUSE = "give queries, keys and values in fp16 or bf16, scaled before the product, with nothing else in between"
@@ -132,7 +137,22 @@ RULES = (
         find=Nodes("Attention", operators.attribute_absent("softmax_precision", "qk_matmul_output_mode")),
         fix="leave it out",
         source=f"{_CHECKERS}, {_DOCS} (10.14-GA)",
-        targets=since(10, 14),
+        targets=since(10, 14, among=TENSORRT),
+    ),
+    Rule(
+        name="attention-attributes",
+        find=Nodes("Attention", operators.attribute_absent("softmax_precision")),
+        fix="leave it out",
+        source=_COMPILER,
+        targets=RTX,
+    ),
+    *(
+        Rule(name="attention-kernel", find=Nodes("Attention", check), fix=fix, source=_COMPILER, targets=RTX)
+        for check, fix in (
+            (operators.half_inputs, "cast queries, keys and values to fp16 or bf16, or write it with older operators"),
+            (operators.large_heads, f"make heads of {operators.LEAST_HEAD} to {operators.MOST_HEAD} channels"),
+            (operators.separate_inputs, "make them two tensors: the compiler crashes"),
+        )
     ),
     Rule(
         name="attention-head",
@@ -163,6 +183,14 @@ RULES = (
         fix="use reduction none: a plugin does the others, which a version-compatible engine has to carry",
         source=f"{_IMPORTERS} (10.1), TensorRT plugin/scatterElementsPlugin/README.md (11.1)",
         severity=WARNING,
+        targets=TENSORRT,
+    ),
+    Rule(
+        name="scatter-elements-plugin",
+        find=Nodes("ScatterElements", operators.attribute_is("reduction", "none")),
+        fix="use reduction none: there is no plugin for the others",
+        source=_COMPILER,
+        targets=RTX,
     ),
     Rule(
         name="scatter-nd-reduction",
@@ -213,6 +241,19 @@ RULES = (
         source=_DOCS,
     ),
     Rule(
+        name="resize-sizes",
+        find=Nodes("Resize", operators.sizes_fit_axes),
+        fix="give the scales, or compute the sizes of all axes",
+        source=_COMPILER,
+        targets=RTX,
+    ),
+    Rule(
+        name="resize-axes",
+        find=Nodes("Resize", operators.inner_axes),
+        fix="resize the last 3 axes by linear, or the last 2 by cubic",
+        source=f"{_IMPORTERS} (10.1), {_COMPILER}",
+    ),
+    Rule(
         name="resize-cubic",
         find=Nodes("Resize", operators.attribute_is("mode", "nearest", "linear")),
         fix="resize before the graph, or compare answers: operators.md lists nearest and linear, importers take cubic",
@@ -224,12 +265,21 @@ RULES = (
         find=Nodes("TopK", operators.attribute_is("sorted", 1)),
         fix="let it sort",
         source=_DOCS,
+        targets=TENSORRT,
     ),
     Rule(
         name="topk-k",
-        find=Nodes("TopK", operators.few_kept),
+        find=Nodes("TopK", operators.kept_up_to(operators.MOST_KEPT - 1)),
         fix=f"keep less than {operators.MOST_KEPT}",
         source=f"{_DOCS}, NvInfer.h (ITopKLayer)",
+        targets=TENSORRT,
+    ),
+    Rule(
+        name="topk-k",
+        find=Nodes("TopK", operators.kept_up_to(operators.MOST_KEPT)),
+        fix=f"keep less than {operators.MOST_KEPT}",
+        source=_COMPILER,
+        targets=RTX,
     ),
     Rule(
         name="topk-k",
@@ -257,7 +307,14 @@ RULES = (
         fix="give a constant: the parser takes only what it can fold to one",
         source=f"{_DOCS} (10.14-GA)",
         severity=WARNING,
-        targets=since(10, 7),
+        targets=since(10, 7, among=TENSORRT),
+    ),
+    Rule(
+        name="constant-axes",
+        find=Nodes("Squeeze Unsqueeze", operators.constant_input(1, "axes")),
+        fix=_FIXED,
+        source=_COMPILER,
+        targets=RTX,
     ),
     Rule(
         name="squeeze-axes",
@@ -273,7 +330,13 @@ RULES = (
         source=f"{_IMPORTERS} (10.1), {_CHANGES} (10.4)",
         targets=before(10, 4),
     ),
-    Rule(name="onehot-depth", find=Nodes("OneHot", operators.constant_input(1, "depth")), fix=_FIXED, source=_DOCS),
+    Rule(
+        name="onehot-depth",
+        find=Nodes("OneHot", operators.constant_input(1, "depth")),
+        fix=_FIXED,
+        source=_DOCS,
+        targets=TENSORRT,
+    ),
     Rule(
         name="first-output",
         find=Nodes("LayerNormalization BatchNormalization MaxPool", operators.first_output_only),
@@ -300,9 +363,32 @@ RULES = (
     ),
     Rule(
         name="symmetric",
-        find=Nodes("QuantizeLinear DequantizeLinear", operators.symmetric),
-        fix="quantise around zero: a zero point of constant zeros, or none",
+        find=Nodes("QuantizeLinear DequantizeLinear", operators.symmetric()),
+        fix=_AROUND_ZERO,
         source=f"{_DOCS}, {_IMPORTERS}",
+        targets=TENSORRT,
+    ),
+    Rule(
+        name="symmetric",
+        find=Nodes("QuantizeLinear DequantizeLinear", operators.symmetric(TensorProto.FLOAT8E4M3FN)),
+        fix=_AROUND_ZERO,
+        source=_COMPILER,
+        targets=RTX,
+    ),
+    Rule(
+        name="symmetric",
+        find=Nodes("QuantizeLinear DequantizeLinear", operators.off_zero),
+        fix=f"{_AROUND_ZERO}: the compiler takes another one, and what it then computes was not seen",
+        source=_COMPILER,
+        severity=WARNING,
+        targets=RTX,
+    ),
+    Rule(
+        name="positive-scale",
+        find=Nodes("QuantizeLinear DequantizeLinear", operators.constant_scale),
+        fix="give a constant scale above zero",
+        source=f"{_IMPORTERS}, NvInfer.h (IQuantizeLayer)",
+        targets=TENSORRT,
     ),
     Rule(
         name="positive-scale",
@@ -315,6 +401,14 @@ RULES = (
         find=Nodes("Clip Conv Erf Exp Gemm MatMul Softmax", operators.float_input),
         fix="cast to fp32, fp16 or bf16",
         source=_DOCS,
+        targets=TENSORRT,
+    ),
+    Rule(
+        name="operator-types",
+        find=Nodes(" ".join(sorted(operators.REFUSED_BY_RTX)), operators.refused_type),
+        fix="cast to a type that it takes, such as fp32",
+        source=_COMPILER,
+        targets=RTX,
     ),
     Rule(
         name="float-input",
@@ -325,9 +419,17 @@ RULES = (
     ),
     Rule(
         name="cast-types",
-        find=Nodes("Cast CastLike", operators.float_cast),
+        find=Nodes("Cast CastLike", operators.cast_only()),
         fix="use QuantizeLinear and DequantizeLinear",
         source=_DOCS,
+        targets=TENSORRT,
+    ),
+    Rule(
+        name="cast-types",
+        find=Nodes("Cast CastLike", operators.cast_only(TensorProto.INT8)),
+        fix="use QuantizeLinear and DequantizeLinear",
+        source=_COMPILER,
+        targets=RTX,
     ),
     Rule(
         name="einsum-equation",
@@ -350,9 +452,17 @@ RULES = (
     ),
     Rule(
         name="one-float-type",
-        find=Nodes("*", operators.one_float_type),
+        find=Nodes("*", operators.one_float_type(*operators.MAY_MIX)),
         fix="cast to one float type",
         source="TensorRT documentation, strongly typed networks",
+        targets=TENSORRT,
+    ),
+    Rule(
+        name="one-float-type",
+        find=Nodes("*", operators.one_float_type(*operators.MAY_MIX, "Pow")),
+        fix="cast to one float type",
+        source=_COMPILER,
+        targets=RTX,
     ),
     Rule(
         name="one-float-type",
@@ -367,16 +477,29 @@ RULES = (
         fix="use fp32, fp16, bf16, int32, int64 or bool",
         source=_DOCS,
     ),
-    Rule(
-        name="no-double",
-        find=Tensors(tensors.no_double),
-        fix="cast to fp32, fp16 or bf16: TensorRT would compute in fp32",
-        source=_DOCS,
+    *(
+        Rule(
+            name="no-double",
+            find=Tensors(tensors.no_double),
+            fix="cast to fp32, fp16 or bf16: TensorRT would compute in fp32",
+            source=source,
+            severity=severity,
+            targets=targets,
+        )
+        for source, severity, targets in ((_DOCS, ERROR, TENSORRT), (_COMPILER, WARNING, RTX))
     ),
     Rule(
         name="bytes-at-the-edge",
         find=Tensors(tensors.bytes_at_the_edge),
         fix="keep bytes to inputs and outputs of the graph, beside a Cast to fp32 or fp16",
         source=f"{_DOCS}, NvInferRuntimeBase.h (DataType::kUINT8)",
+        targets=TENSORRT,
+    ),
+    Rule(
+        name="bytes-at-the-edge",
+        find=Tensors(tensors.bytes_outside),
+        fix="keep bytes to inputs and outputs of the graph, beside a Cast to fp32 or fp16",
+        source=_COMPILER,
+        targets=RTX,
     ),
 )

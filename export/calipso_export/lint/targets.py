@@ -1,7 +1,7 @@
-"""The releases of TensorRT that a graph is checked for."""
+"""The releases of TensorRT, and of TensorRT for RTX, that a graph is checked for."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from calipso_runtime.errors import UsageError
 
@@ -12,7 +12,7 @@ class Target:
 
     Attributes:
         name: as users write it.
-        version: major and minor.
+        version: major and minor of TensorRT; for TensorRT for RTX, of the TensorRT whose parser it has.
         max_opset: the newest ONNX opset that its parser takes.
         source: where that is said.
     """
@@ -52,9 +52,19 @@ _EACH = (
         source="onnx-tensorrt docs/operators.md (11.1); TensorRT release notes 11.5",
     ),
     Target(name="tensorrt-11.5", version=(11, 5), max_opset=25, source="onnx-tensorrt release notes 11.5"),
+    # It takes what came with 11.5: opset 25, and Squeeze without axes.
+    Target(
+        name="tensorrt-rtx-1.7",
+        version=(11, 5),
+        max_opset=25,
+        source="onnx-tensorrt release notes 11.5; TensorRT for RTX 1.7.1.116 itself checks no opset",
+    ),
 )
 TARGETS = {target.name: target for target in _EACH}
 ALL = tuple(TARGETS)
+# TensorRT for RTX, whose compiler has judged its rules, and TensorRT, whose rules are read off documents and sources.
+RTX = ("tensorrt-rtx-1.7",)
+TENSORRT = tuple(name for name in ALL if name not in RTX)
 
 
 def before(major: int, minor: int) -> tuple[str, ...]:
@@ -62,9 +72,9 @@ def before(major: int, minor: int) -> tuple[str, ...]:
     return tuple(target.name for target in _EACH if target.version < (major, minor))
 
 
-def since(major: int, minor: int) -> tuple[str, ...]:
+def since(major: int, minor: int, *, among: Collection[str] = ALL) -> tuple[str, ...]:
     """The targets of this release, or of a newer one."""
-    return tuple(target.name for target in _EACH if target.version >= (major, minor))
+    return tuple(target.name for target in _EACH if target.version >= (major, minor) and target.name in among)
 
 
 def declared(opset: int) -> tuple[str, ...]:
@@ -73,7 +83,7 @@ def declared(opset: int) -> tuple[str, ...]:
 
 
 def named_targets(names: Sequence[str]) -> tuple[str, ...]:
-    """Targets as users write them, "tensorrt-10.3" or "10.3", oldest first; all where none is named.
+    """Targets as users write them, "tensorrt-10.3" or "10.3", in the order of `ALL`; all where none is named.
 
     Raises:
         UsageError: there is no such target.
