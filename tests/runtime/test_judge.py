@@ -82,7 +82,8 @@ def test_a_graph_that_crashes_the_compiler_is_refused_and_the_next_one_is_judged
 
     assert (refusal.by, refusal.node) == (CRASH, None)
     assert refusal.wrong.startswith("the compiler crashed (SIG")
-    assert judge.judge(saved(tmp_path, "Relu"), ADA).refusals == ()
+    after = judge.judge(saved(tmp_path, "Relu"), ADA)
+    assert (after.refusals, after.version[:2]) == ((), "1.")
 
 
 @needs_rtx
@@ -113,4 +114,16 @@ def test_without_the_compiler_the_error_says_how_to_install_it(
     monkeypatch.syspath_prepend(tmp_path)
 
     with pytest.raises(BackendUnavailableError, match=r"pip install 'calipso\[rtx\]'"):
+        judge.judge(tmp_path / "any.onnx", ADA)
+
+
+def test_a_compiler_that_crashes_when_it_is_imported_is_said_not_to_start(
+    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt_rtx.py").write_text("import os; os.abort()")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(
+        BackendUnavailableError, match=r"does not start: its process crashed \(SIGABRT\).*'calipso\[rtx\]'"
+    ):
         judge.judge(tmp_path / "any.onnx", ADA)

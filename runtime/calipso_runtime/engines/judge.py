@@ -41,7 +41,7 @@ class Verdict:
     """What the compiler says about a graph.
 
     Attributes:
-        version: of the compiler, "1.7.1.116"; empty where it crashed on the first graph.
+        version: of the compiler: "1.7.1.116".
         refusals: why the graph gives no engine; empty where it gives one.
     """
 
@@ -75,30 +75,17 @@ class Judge(contextlib.AbstractContextManager["Judge"]):
             BackendUnavailableError: TensorRT for RTX is not installed, or does not start.
             EngineBuildError: it does not compile for a capability, or memory ran out.
         """
-        answer = self._answer({"model": str(model_path.absolute()), "capabilities": capabilities})
-        if answer is None:
-            return self._crashed(model_path)
-        if "error" in answer:
-            unavailable = answer["error"]["kind"] == BackendUnavailableError.__name__
-            raise (BackendUnavailableError if unavailable else EngineBuildError)(answer["error"]["message"])
-        self._version = answer["version"]
-        return Verdict(version=self._version, refusals=tuple(Refusal(**each) for each in answer["refusals"]))
-
-    def _answer(self, request: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Send a request and return the answer; None where the process ended without one."""
         process = self._process or self._start()
-        assert process.stdin is not None  # noqa: S101 - for the type checker: both are pipes
-        assert process.stdout is not None  # noqa: S101
-        # A process that died at its start has closed its end.
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-        line = process.stdout.readline()
-        return json.loads(line) if line else None
+        answer = _answer(process, {"model": str(model_path.absolute()), "capabilities": capabilities})
+        if answer is None:
+            refusals = (self._crashed(process, model_path),)
+        else:
+            _raise_error(answer)
+            refusals = tuple(Refusal(**each) for each in answer["refusals"])
+        return Verdict(version=self._version, refusals=refusals)
 
-    def _crashed(self, model_path: Path) -> Verdict:
-        assert self._process is not None  # noqa: S101 - for the type checker: it was asked
-        code, said = self._process.wait(), last_lines(self._errors)
+    def _crashed(self, process: "subprocess.Popen[str]", model_path: Path) -> Refusal:
+        code, said = process.wait(), last_lines(self._errors)
         self._stop()
         if ran_out_of_memory(code, said):
             message = (
@@ -106,17 +93,47 @@ class Judge(contextlib.AbstractContextManager["Judge"]):
                 "ran out of memory. Close what is not needed"
             )
             raise EngineBuildError(message)
-        printed = f"; it printed: {' / '.join(said)}" if said else ""
-        refusal = Refusal(by=CRASH, node=None, wrong=f"the compiler {ending(code)}{printed}")
-        return Verdict(version=self._version, refusals=(refusal,))
+        return Refusal(by=CRASH, node=None, wrong=f"the compiler {ending(code)}{_printed(said)}")
 
     def _start(self) -> "subprocess.Popen[str]":
         folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="calipso-judge-")))
         self._errors = folder / _ERRORS_FILE
         errors = self._held.enter_context(self._errors.open("wb"))
-        self._process = self._held.enter_context(worker_process(_WORKER, errors))
-        return self._process
+        process = self._held.enter_context(worker_process(_WORKER, errors))
+        greeting = _answer(process)
+        if greeting is None:
+            message = (
+                f"{NAMES[TENSORRT_RTX]} does not start: its process {ending(process.wait())}"
+                f"{_printed(last_lines(self._errors))}. Install it again: pip install 'calipso[rtx]'"
+            )
+            raise BackendUnavailableError(message)
+        _raise_error(greeting)
+        self._version, self._process = greeting["version"], process
+        return process
 
     def _stop(self) -> None:
         self._held.close()
         self._process = None
+
+
+def _answer(process: "subprocess.Popen[str]", request: Mapping[str, Any] | None = None) -> Mapping[str, Any] | None:
+    """Send a request, if there is one, and return the answer; None where the process ended without one."""
+    assert process.stdin is not None  # noqa: S101 - for the type checker: both are pipes
+    assert process.stdout is not None  # noqa: S101
+    if request is not None:
+        # A process that died has closed its end.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+    line = process.stdout.readline()
+    return json.loads(line) if line else None
+
+
+def _raise_error(answer: Mapping[str, Any]) -> None:
+    if "error" in answer:
+        unavailable = answer["error"]["kind"] == BackendUnavailableError.__name__
+        raise (BackendUnavailableError if unavailable else EngineBuildError)(answer["error"]["message"])
+
+
+def _printed(said: Sequence[str]) -> str:
+    return f"; it printed: {' / '.join(said)}" if said else ""

@@ -1,6 +1,7 @@
 """The process that asks the compiler about graphs, one after the other, until its input ends or the compiler crashes.
 
-It reads requests from its input, a line of JSON each, and answers each with a line of JSON.
+It writes the version of the compiler, or why there is none, as a line of JSON. Then it reads requests from its input, a
+line of JSON each, and answers each with a line of JSON.
 """
 
 import dataclasses
@@ -25,9 +26,14 @@ def main() -> None:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         threading.Thread(target=_read, args=(requests,), daemon=True).start()
         write_no_core()
-        while True:
-            answers.write(json.dumps(_answer(json.loads(requests.get()))) + "\n")
+
+        def send(answer: Mapping[str, Any]) -> None:
+            answers.write(json.dumps(answer) + "\n")
             answers.flush()
+
+        send(_greeting())
+        while True:
+            send(_answer(json.loads(requests.get())))
 
 
 def _read(requests: "queue.Queue[str]") -> None:
@@ -39,16 +45,25 @@ def _read(requests: "queue.Queue[str]") -> None:
     os._exit(0)
 
 
-def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
+def _greeting() -> dict[str, Any]:
     try:
         # The first import of the compiler: it raises where it is not installed.
         from calipso_runtime.backends.tensorrt_rtx import version
-        from calipso_runtime.backends.tensorrt_rtx.judge import refusals
-        from calipso_runtime.engines.families import NAMES, TENSORRT_RTX
-
-        compiler = f"{NAMES[TENSORRT_RTX]} {version()}"
-        capabilities = [(major, minor) for major, minor in request["capabilities"]]
-        found = refusals(Path(request["model"]), capabilities, compiler)
     except CalipsoError as error:
-        return {"error": {"kind": type(error).__name__, "message": str(error)}}
-    return {"version": version(), "refusals": [dataclasses.asdict(each) for each in found]}
+        return _failed(error)
+    return {"version": version()}
+
+
+def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
+    from calipso_runtime.backends.tensorrt_rtx.judge import refusals
+
+    capabilities = [(major, minor) for major, minor in request["capabilities"]]
+    try:
+        found = refusals(Path(request["model"]), capabilities)
+    except CalipsoError as error:
+        return _failed(error)
+    return {"refusals": [dataclasses.asdict(each) for each in found]}
+
+
+def _failed(error: CalipsoError) -> dict[str, Any]:
+    return {"error": {"kind": type(error).__name__, "message": str(error)}}

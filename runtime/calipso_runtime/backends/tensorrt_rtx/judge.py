@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calipso_runtime.backends.tensorrt_rtx import trt
+from calipso_runtime.backends.tensorrt_rtx import trt, version
 from calipso_runtime.backends.tensorrt_rtx.builder import set_capabilities, started
 from calipso_runtime.backends.tensorrt_rtx.callbacks import Log
-from calipso_runtime.engines.families import Capability
+from calipso_runtime.engines.families import NAMES, TENSORRT_RTX, Capability
 from calipso_runtime.engines.judge import Refusal
 
 if TYPE_CHECKING:
@@ -19,13 +19,12 @@ OTHER = 224
 _NO_DRIVER = "catchCudaError"
 
 
-def refusals(model_path: Path, capabilities: Sequence[Capability], compiler: str) -> list[Refusal]:
+def refusals(model_path: Path, capabilities: Sequence[Capability]) -> list[Refusal]:
     """Parse and build a graph, and throw the engine away.
 
     Args:
         model_path: a `.onnx`, with its external data beside it.
         capabilities: compute capabilities to compile for.
-        compiler: its name and version, for messages.
 
     Returns:
         Why it gives no engine; nothing where it gives one.
@@ -34,7 +33,7 @@ def refusals(model_path: Path, capabilities: Sequence[Capability], compiler: str
         BackendUnavailableError: the compiler does not start.
         EngineBuildError: it does not compile for a capability.
     """
-    log = Log()
+    log, compiler = Log(), f"{NAMES[TENSORRT_RTX]} {version()}"
     builder = started(compiler, log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
