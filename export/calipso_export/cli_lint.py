@@ -14,45 +14,55 @@ from calipso_export.cli import needs_the_exporter
 from calipso_runtime.commands.tables import plain_console
 
 if TYPE_CHECKING:
-    from calipso_export.lint import Finding
+    from calipso_export.lint import Finding, Linted
 
 _MOST_SHOWN = 3
+# What the names of the compiler's own findings begin with.
+COMPILER = "compiler-"
 _PATH = click.Path(path_type=Path)
 
 
 @click.command("lint")
 @click.argument("path", type=_PATH)
 @click.option("--target", "targets", multiple=True, metavar="TARGET", help="A release, such as tensorrt-10.3; repeat.")
+@click.option("--compile", "compiles", is_flag=True, help="Ask TensorRT for RTX itself too (extra rtx); needs no GPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print every finding as JSON.")
 @click.pass_context
-def lint_command(ctx: click.Context, path: Path, targets: tuple[str, ...], as_json: bool) -> None:  # noqa: FBT001
+def lint_command(
+    ctx: click.Context,
+    path: Path,
+    targets: tuple[str, ...],
+    compiles: bool,  # noqa: FBT001
+    as_json: bool,  # noqa: FBT001
+) -> None:
     """Check PATH, a bundle or any .onnx, for releases of TensorRT (default: all); exit code 1 if one refuses it."""
     with needs_the_exporter():
         from calipso_export.lint import ERROR, lint_file, named_targets
 
         asked = named_targets(targets)
-        findings = lint_file(path, targets=asked)
-    errors = sum(finding.severity == ERROR for finding in findings)
+        linted = lint_file(path, targets=asked, compiles=compiles)
+    errors = sum(finding.severity == ERROR for finding in linted.findings)
     if as_json:
-        Console(soft_wrap=True).print_json(data=_document(path, asked, findings, errors))
+        Console(soft_wrap=True).print_json(data=_document(path, asked, linted, errors))
     else:
-        _print(path, asked, findings, errors)
+        _print(path, asked, linted, errors)
     ctx.exit(1 if errors else 0)
 
 
-def _document(path: Path, targets: Sequence[str], findings: Sequence["Finding"], errors: int) -> dict[str, Any]:
+def _document(path: Path, targets: Sequence[str], linted: "Linted", errors: int) -> dict[str, Any]:
     return {
         "path": str(path),
         "targets": list(targets),
+        **({} if linted.compiler is None else {"compiler": linted.compiler}),
         "errors": errors,
-        "warnings": len(findings) - errors,
-        "findings": [dataclasses.asdict(finding) for finding in findings],
+        "warnings": len(linted.findings) - errors,
+        "findings": [dataclasses.asdict(finding) for finding in linted.findings],
     }
 
 
-def _print(path: Path, targets: Sequence[str], findings: Sequence["Finding"], errors: int) -> None:
+def _print(path: Path, targets: Sequence[str], linted: "Linted", errors: int) -> None:
     """One paragraph for each rule, errors first."""
-    console = plain_console()
+    console, findings = plain_console(), linted.findings
 
     def rule(finding: "Finding") -> tuple[str, ...]:
         return (finding.severity, finding.rule, finding.fix, *finding.targets)
@@ -61,6 +71,9 @@ def _print(path: Path, targets: Sequence[str], findings: Sequence["Finding"], er
         _print_rule(console, list(group))
     console.print(f"{path}: {_count(errors, 'error')}, {_count(len(findings) - errors, 'warning')}", soft_wrap=True)
     console.print(f"checked for {', '.join(targets)}", soft_wrap=True)
+    if linted.compiler is not None:
+        refused = any(finding.rule.startswith(COMPILER) for finding in findings)
+        console.print(f"{'refused' if refused else 'built'} by {linted.compiler}", soft_wrap=True)
 
 
 def _print_rule(console: Console, found: Sequence["Finding"]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 from onnx import checker
 
+from calipso_export.lint.compiled import compile_graph
 from calipso_export.lint.network import read_network
 from calipso_export.lint.rule import ERROR, WARNING, Finding
 from calipso_export.lint.rules import FIRST, RULES
@@ -24,6 +25,7 @@ __all__ = [
     "TARGETS",
     "WARNING",
     "Finding",
+    "Linted",
     "Work",
     "declared",
     "float_work",
@@ -34,16 +36,32 @@ __all__ = [
 ]
 
 
-def lint_file(path: Path, *, targets: Collection[str] = ALL) -> list[Finding]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linted:
+    """What a lint found.
+
+    Attributes:
+        findings: of the rules, then of the compiler.
+        compiler: the compiler that was asked, with its version and the GPUs that it compiled for; None for none.
+    """
+
+    findings: list[Finding]
+    compiler: str | None = None
+
+
+def lint_file(path: Path, *, targets: Collection[str] = ALL, compiles: bool = False) -> Linted:
     """What TensorRT would refuse of a bundle's graph, or of any graph.
 
     Args:
         path: a bundle, whose hashes are checked, or a `.onnx` with its external data beside it.
         targets: names out of `TARGETS`.
+        compiles: ask TensorRT for RTX itself too.
 
     Raises:
         BundleError: there is nothing there, or no bundle, or a bundle that was changed.
         ModelError: the file is no valid graph.
+        BackendUnavailableError: TensorRT for RTX is to be asked, and is not installed, or does not start.
+        EngineBuildError: it ran out of memory.
     """
     path = path if path.is_file() else open_bundle(path).model_path
     try:
@@ -52,7 +70,11 @@ def lint_file(path: Path, *, targets: Collection[str] = ALL) -> list[Finding]:
     except checker.ValidationError as error:
         message = f"{path} is no valid ONNX graph, or its external data is not beside it: {error}"
         raise ModelError(message) from error
-    return tensorrt_findings(onnx.load(path, load_external_data=False), path.parent, targets=targets)
+    found = tensorrt_findings(onnx.load(path, load_external_data=False), path.parent, targets=targets)
+    if not compiles:
+        return Linted(findings=found)
+    compiled = compile_graph(path)
+    return Linted(findings=[*found, *compiled.findings], compiler=compiled.compiler)
 
 
 def tensorrt_findings(model: onnx.ModelProto, folder: Path, *, targets: Collection[str] = ALL) -> list[Finding]:

@@ -78,11 +78,9 @@ class Judge(contextlib.AbstractContextManager["Judge"]):
         process = self._process or self._start()
         answer = _answer(process, {"model": str(model_path.absolute()), "capabilities": capabilities})
         if answer is None:
-            refusals = (self._crashed(process, model_path),)
-        else:
-            _raise_error(answer)
-            refusals = tuple(Refusal(**each) for each in answer["refusals"])
-        return Verdict(version=self._version, refusals=refusals)
+            return Verdict(version=self._version, refusals=(self._crashed(process, model_path),))
+        _raise_error(answer)
+        return Verdict(version=self._version, refusals=tuple(Refusal(**each) for each in answer["refusals"]))
 
     def _crashed(self, process: "subprocess.Popen[str]", model_path: Path) -> Refusal:
         code, said = process.wait(), last_lines(self._errors)
