@@ -152,7 +152,7 @@ REFUSED: Mapping[str, tuple[Case, str, str] | tuple[Case, str, str, tuple[str, .
     "an Attention whose queries are its keys": (
         Case("Attention", ("h", "h", "k"), opset=NEWEST, constants=KEYS),
         "attention-kernel",
-        "h is queries and keys",
+        "h is both queries and keys",
         RTX,
     ),
     "Unique": (Case("Unique", ("x",)), "operator-supported", "the parser has no importer for it"),
@@ -202,7 +202,7 @@ REFUSED: Mapping[str, tuple[Case, str, str] | tuple[Case, str, str, tuple[str, .
     "Resize by constant sizes of some axes of a dynamic batch": (
         Case("Resize", ("x", "", "", "s"), {"axes": [2, 3]}, {"s": np.array([16, 16])}, shape=("batch", 3, 8, 8)),
         "resize-sizes",
-        "its sizes are constant (s) and for the axes [2, 3] alone, beside dynamic [0]",
+        "its sizes are constant (s) and for the axes [2, 3] alone, and the axes [0] are dynamic",
         RTX,
     ),
     "Resize, cubic, of channels": (

@@ -71,6 +71,20 @@ def test_the_parser_names_the_node(tmp_path: Path) -> None:
 
 @pytest.mark.rtx
 @needs_rtx
+def test_a_node_without_a_name_goes_by_its_output(tmp_path: Path) -> None:
+    path = saved(tmp_path, "Transpose uint8 opset 22")
+    model = onnx.load(path)
+    model.graph.node[0].name = ""
+    onnx.save(model, path)
+
+    result = run(path)
+
+    assert "error compiler-parses (tensorrt-rtx-1." in result.stdout
+    assert "    node y0 (Transpose): " in result.stdout
+
+
+@pytest.mark.rtx
+@needs_rtx
 def test_a_crash_of_the_compiler_is_a_finding(tmp_path: Path) -> None:
     result = run(saved(tmp_path, "Attention float16 one tensor opset 24"))
 

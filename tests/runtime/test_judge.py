@@ -60,7 +60,7 @@ def test_a_graph_with_dynamic_axes_is_taken_for_several_gpus(judge: Judge, tmp_p
 def test_a_node_that_the_parser_refuses_is_named_without_noise(judge: Judge, tmp_path: Path) -> None:
     (refusal,) = judge.judge(saved(tmp_path, "Transpose", kind=TensorProto.UINT8), ADA).refusals
 
-    assert (refusal.by, refusal.node) == ("parser", 0)
+    assert (refusal.by, refusal.name, refusal.operator, refusal.place) == ("parser", "n", "Transpose", 0)
     assert "UInt8" in refusal.wrong
     assert "CUDA" not in refusal.wrong
 
@@ -72,7 +72,7 @@ def test_a_graph_that_only_the_builder_refuses_is_refused(judge: Judge, tmp_path
 
     (refusal,) = judge.judge(path, [(8, 6)]).refusals
 
-    assert (refusal.by, refusal.node) == ("builder", None)
+    assert (refusal.by, refusal.operator, refusal.place) == ("builder", "", None)
     assert refusal.wrong
 
 
@@ -80,10 +80,29 @@ def test_a_graph_that_only_the_builder_refuses_is_refused(judge: Judge, tmp_path
 def test_a_graph_that_crashes_the_compiler_is_refused_and_the_next_one_is_judged(judge: Judge, tmp_path: Path) -> None:
     (refusal,) = judge.judge(crashing(tmp_path), ADA).refusals
 
-    assert (refusal.by, refusal.node) == (CRASH, None)
+    assert refusal.by == CRASH
     assert refusal.wrong.startswith("the compiler crashed (SIG")
     after = judge.judge(saved(tmp_path, "Relu"), ADA)
     assert (after.refusals, after.version[:2]) == ((), "1.")
+
+
+@needs_rtx
+def test_a_node_inside_of_another_one_is_named_and_has_no_place(judge: Judge, tmp_path: Path) -> None:
+    inner = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
+    branches = {
+        name: helper.make_graph([helper.make_node(operator, ["x"], ["inner"], name="deep")], name, [], [inner])
+        for name, operator in (("then_branch", "Unique"), ("else_branch", "Relu"))
+    }
+    values = [helper.make_tensor_value_info("c", TensorProto.BOOL, []), helper.make_tensor_value_info("x", 1, [3])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    graph = helper.make_graph([helper.make_node("If", ["c"], ["y"], **branches)], "g", values, outputs)
+    path = tmp_path / "nested.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+
+    (refusal,) = judge.judge(path, ADA).refusals
+
+    assert (refusal.name, refusal.operator, refusal.place) == ("deep", "Unique", None)
+    assert refusal.wrong == "it is not supported"
 
 
 @needs_rtx

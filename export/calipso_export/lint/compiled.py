@@ -69,13 +69,20 @@ def _capabilities(model: onnx.ModelProto) -> tuple[Capability, ...]:
 
 def _finding(model: onnx.ModelProto, refusal: Refusal, compiler: str, target: str) -> Finding:
     rule, fix = _RULES[refusal.by]
-    node = None if refusal.node is None else model.graph.node[refusal.node]
     return Finding(
         rule=rule,
         severity=ERROR,
-        where="the graph" if node is None else f"node {label(node)} ({node.op_type})",
+        where=_where(model, refusal),
         wrong=refusal.wrong,
         fix=fix,
         source=compiler,
         targets=(target,),
     )
+
+
+def _where(model: onnx.ModelProto, refusal: Refusal) -> str:
+    """The node that the compiler names; one without a name goes by its first output."""
+    if not refusal.operator:
+        return "the graph"
+    name = refusal.name or (label(model.graph.node[refusal.place]) if refusal.place is not None else "without a name")
+    return f"node {name} ({refusal.operator})"

@@ -148,11 +148,9 @@ def sizes_fit_axes(network: Network, node: onnx.NodeProto) -> str | None:
         return None
     resized = {axis % len(shape) for axis in axes}
     dynamic = [axis for axis, size in enumerate(shape) if size is None and axis not in resized]
-    return (
-        f"its sizes are constant ({given}) and for the axes {list(axes)} alone, beside dynamic {dynamic}"
-        if dynamic
-        else None
-    )
+    if not dynamic:
+        return None
+    return f"its sizes are constant ({given}) and for the axes {list(axes)} alone, and the axes {dynamic} are dynamic"
 
 
 def inner_axes(network: Network, node: onnx.NodeProto) -> str | None:
@@ -312,7 +310,7 @@ def half_inputs(network: Network, node: onnx.NodeProto) -> str | None:
 
 def separate_inputs(_network: Network, node: onnx.NodeProto) -> str | None:
     """Queries and keys of an Attention are two tensors."""
-    return f"{node.input[0]} is queries and keys" if node.input[0] == node.input[1] else None
+    return f"{node.input[0]} is both queries and keys" if node.input[0] == node.input[1] else None
 
 
 def softcap(_network: Network, node: onnx.NodeProto) -> str | None:

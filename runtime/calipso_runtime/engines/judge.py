@@ -27,13 +27,17 @@ class Refusal:
 
     Attributes:
         by: "parser", "builder", or "crash" where the compiler died.
-        node: the place of the node in the graph; None where the compiler names none.
+        name: of the node; empty where it has none, or where the compiler names no node.
+        operator: of the node; empty where the compiler names no node.
+        place: of the node among those of the graph; None where it is not known, or the node is inside of another one.
         wrong: what the compiler says.
     """
 
     by: str
-    node: int | None
     wrong: str
+    name: str = ""
+    operator: str = ""
+    place: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,7 @@ class Judge(contextlib.AbstractContextManager["Judge"]):
                 "ran out of memory. Close what is not needed"
             )
             raise EngineBuildError(message)
-        return Refusal(by=CRASH, node=None, wrong=f"the compiler {ending(code)}{_printed(said)}")
+        return Refusal(by=CRASH, wrong=f"the compiler {ending(code)}{_printed(said)}")
 
     def _start(self) -> "subprocess.Popen[str]":
         folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="calipso-judge-")))

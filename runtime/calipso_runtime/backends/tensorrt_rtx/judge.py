@@ -39,15 +39,14 @@ def refusals(model_path: Path, capabilities: Sequence[Capability]) -> list[Refus
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(model_path)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        found = [Refusal(by="parser", node=_place(error.node()), wrong=_plain(error.desc())) for error in errors]
-        return found or [Refusal(by="parser", node=None, wrong=_plain(log.take_errors()))]
+        return [_refusal(error) for error in errors] or [Refusal(by="parser", wrong=_plain(log.take_errors()))]
     config = builder.create_builder_config()
     set_capabilities(config, capabilities, compiler)
     _add_profile(builder, network, config)
     plan = builder.build_serialized_network(network, config)
     # The parser holds weights that the network refers to: it lives as long as the build.
     del parser
-    return [Refusal(by="builder", node=None, wrong=_plain(log.take_errors()))] if plan is None else []
+    return [Refusal(by="builder", wrong=_plain(log.take_errors()))] if plan is None else []
 
 
 def _add_profile(
@@ -74,8 +73,16 @@ def _size(axis: int, size: int, batch: int) -> int:
     return batch if axis == 0 else OTHER
 
 
-def _place(node: int) -> int | None:
-    return node if node >= 0 else None
+def _refusal(error: "tensorrt.ParserError") -> Refusal:
+    wrong, nested = _plain(error.desc()), bool(error.local_function_stack())
+    return Refusal(
+        by="parser",
+        # The text of the condition that failed.
+        wrong="it is not supported" if wrong == "false" else wrong,
+        name=error.node_name(),
+        operator=error.node_operator(),
+        place=None if nested or error.node() < 0 else error.node(),
+    )
 
 
 def _plain(message: str) -> str:
