@@ -48,7 +48,7 @@ def _read(requests: "queue.Queue[str]") -> None:
 def _greeting() -> dict[str, Any]:
     try:
         # The first import of the compiler: it raises where it is not installed.
-        from calipso_runtime.backends.tensorrt_rtx import version
+        from calipso_runtime.backends.tensorrt_rtx.bindings import version
     except CalipsoError as error:
         return _failed(error)
     return {"version": version()}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calipso_runtime.backends.tensorrt_rtx import trt, version
+from calipso_runtime.backends.tensorrt_rtx.bindings import trt, version
 from calipso_runtime.backends.tensorrt_rtx.builder import set_capabilities, started
 from calipso_runtime.backends.tensorrt_rtx.callbacks import Log
 from calipso_runtime.engines.families import NAMES, TENSORRT_RTX, Capability
