@@ -1,6 +1,6 @@
 """What int8 keeps and costs on this CPU's instruction set, in every form that a CPU may load.
 
-    python -m benchmarks.int8_cpu [--skip-speed]
+    python -m benchmarks.int8_cpu [--only agreement|speed]
 
 The shipped model is exported twice, with pair-safe weights (the default) and with `--full-range`, and asked on the
 held-out images of the drawn world, on each engine. ViT-B-32 with random weights is timed in turns with eager PyTorch
@@ -8,6 +8,7 @@ and its fp32 bundle. Results go to results/int8-<instruction set>.json; the tabl
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -44,9 +45,9 @@ SPEED_MODEL = "ViT-B-32"
 def main() -> int:
     """Export, verify on every engine, time in turns, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--skip-speed", action="store_true", help="Keep the times of the last run.")
-    arguments = parser.parse_args()
-    path = RESULTS / f"int8-{instruction_set()}.json"
+    parser.add_argument("--only", choices=("agreement", "speed"), help="Keep the rest of the last run.")
+    only, path = parser.parse_args().only, RESULTS / f"int8-{instruction_set()}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"agreement": [], "cells": []}
     document: dict[str, Any] = {
         "schema_version": 1,
         "what": "int8 on one instruction set: agreement of the shipped model, and times of a full-size one",
@@ -55,8 +56,9 @@ def main() -> int:
         "environment": environment(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        document["agreement"] = agreement(Path(folder))
-        document["cells"] = [] if arguments.skip_speed else speed(Path(folder))
+        held_out(Path(folder))
+        document["agreement"] = before["agreement"] if only == "speed" else agreement(Path(folder))
+        document["cells"] = before["cells"] if only == "agreement" else speed(Path(folder))
     keep(path, document)
     print(f"wrote {path.name}")
     return 0
@@ -80,10 +82,14 @@ def form(name: str) -> Iterator[None]:
         yield
 
 
-def agreement(folder: Path) -> list[dict[str, Any]]:
-    """Ask every form of the shipped model on each engine about the held-out images."""
+def held_out(folder: Path) -> None:
+    """Draw the shots and the held-out images."""
     draw = [sys.executable, str(ROOT / "examples/shapes/draw.py"), "--out", str(folder / "task")]
     subprocess.run([*draw, "--shots", str(SHOTS), "--held-out", str(HELD_OUT)], check=True, capture_output=True)
+
+
+def agreement(folder: Path) -> list[dict[str, Any]]:
+    """Ask every form of the shipped model on each engine about the held-out images."""
     rows = []
     for name, full_range in RANGES.items():
         config = ExportConfig(
