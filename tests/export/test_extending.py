@@ -33,8 +33,9 @@ def copy(tmp_path: Path) -> Path:
     """The exporter and its tests, with the family of the documentation."""
     for folder in ("export", "tests/export"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=_IGNORED)
-    for file in ("pyproject.toml", "tests/conftest.py"):
-        shutil.copy(ROOT / file, tmp_path / file)
+    # All that lies beside conftest.py goes along: it loads plugins from there.
+    for file in (ROOT / "pyproject.toml", *(ROOT / "tests").glob("*.py")):
+        shutil.copy(file, tmp_path / file.relative_to(ROOT))
     family, importing, line, case = steps_of("A tower")
     towers = tmp_path / "export" / "calipso_export" / "towers"
     (towers / "timm_resnet.py").write_text(family)
