@@ -1,6 +1,6 @@
 """What settings of an export may be, and why some do not go together."""
 
-OPSETS = (18, 20, 22)
+OPSETS = (18, 20, 22, 23, 24, 25)
 OUTPUTS = ("logits", "embedding", "probabilities", "tokens")
 TARGETS = ("cpu", "gpu")
 IO_DTYPES = ("fp32", "fp16")

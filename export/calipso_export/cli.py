@@ -85,7 +85,11 @@ _PATH = click.Path(path_type=Path)
 @click.option("--skip-unreadable", is_flag=True, default=None, help="Leave out photos that cannot be decoded.")
 @click.option("--outputs", metavar="NAMES", help="What the graph gives, out of logits,embedding,probabilities,tokens.")
 @click.option("--config", "config_file", type=_PATH, metavar="FILE.toml", help="Settings; flags win over them.")
-@click.option("--opset", type=click.Choice(list(map(str, OPSETS))), help="ONNX opset (default 18).")
+@click.option(
+    "--opset",
+    type=click.Choice(list(map(str, OPSETS))),
+    help="ONNX opset (default 18); from 23 on attention is one operator.",
+)
 @click.option("--precision", help="fp32, fp16, bf16, int8, int8-dynamic, int8-weights, int8-fp16, fp8 or auto.")
 @click.option("--target", type=click.Choice(TARGETS), help="For --precision auto (default: what this machine has).")
 @click.option("--max-drop", type=float, metavar="POINTS", help="For auto: accuracy that may be lost (default 0.1).")

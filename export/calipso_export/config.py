@@ -77,7 +77,7 @@ class ExportConfig:
             "embed": the towers are two graphs. CALIP goes with the first alone.
         skip_unreadable: leave out photos that cannot be decoded, and report them.
         outputs: what the graph gives; `logits` is one of them.
-        opset: ONNX opset of the graph.
+        opset: ONNX opset of the graph; from 23 on an attention in 16 bits is one operator.
         precision: number format of the graph, a name out of `precision.PRECISIONS`, or "auto": the first of those
             for the target, fastest first, that passes its gates and loses at most `max_drop`.
         target: where it will run, for "auto": "cpu" or "gpu"; what this machine has where None.

@@ -126,11 +126,11 @@ def quick_trace(traces: Traces, monkeypatch: pytest.MonkeyPatch) -> None:
 def low_bundle(
     tiny_vit: Path, shots: Path, feature_cache: Path, traces: Traces, tmp_path_factory: pytest.TempPathFactory
 ) -> ExportLow:
-    """The bundle of a precision, exported once with loose gates; nobody changes it."""
-    made: dict[str, Path] = {}
+    """The bundle of a precision and an opset, exported once with loose gates; nobody changes it."""
+    made: dict[tuple[str, int], Path] = {}
 
-    def exported(precision: str) -> Path:
-        if precision not in made:
+    def exported(precision: str, opset: int = OPSET) -> Path:
+        if (precision, opset) not in made:
             output = tmp_path_factory.mktemp("low") / f"{precision}.calipso"
             config = shared_config(
                 model=str(tiny_vit),
@@ -138,15 +138,15 @@ def low_bundle(
                 feature_cache=feature_cache,
                 output=output,
                 outputs=("logits", "embedding"),
-                opset=OPSET,
+                opset=opset,
                 precision=precision,
                 gates=LOOSE,
             )
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(trace_step, "trace", traces)
                 export(config)
-            made[precision] = output
-        return made[precision]
+            made[precision, opset] = output
+        return made[precision, opset]
 
     return exported
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lint_samples import BOOL, FP8, FP16, FP32, FP64, INT64, UINT8, Case, constants_of, model_of
 from onnx import helper, numpy_helper
 
+from calipso_export.choices import OPSETS
 from calipso_export.lint import ALL, ERROR, WARNING, Finding, declared, tensorrt_findings
 from calipso_export.lint.network import read_network
 from calipso_export.lint.rule import Rule
@@ -413,7 +414,7 @@ def test_each_parser_takes_opsets_up_to_its_own(opset: int, refusing: tuple[str,
     assert tuple(name for each in found for name in each.targets) == refusing
 
 
-@pytest.mark.parametrize("opset", [18, 20, 22])
+@pytest.mark.parametrize("opset", OPSETS)
 def test_a_graph_declares_the_targets_whose_parser_takes_its_opset(opset: int) -> None:
     assert declared(opset) == tuple(name for name in ALL if TARGETS[name].max_opset >= opset)
     assert tensorrt_findings(Case("Relu", ("x",), opset=opset).model(), Path(), targets=declared(opset)) == []

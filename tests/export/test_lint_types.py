@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from calipso_export.choices import OPSETS
 from calipso_export.lint import Work, float_work, tensor_types
 from calipso_runtime.errors import ModelError
 
@@ -86,7 +87,7 @@ def test_an_output_declared_with_another_type_is_refused() -> None:
         tensor_types(model_of([node], made=TensorProto.FLOAT16))
 
 
-@pytest.mark.parametrize("opset", [18, 20, 22])
+@pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("name", FLOATS)
 def test_heavy_work_has_the_type_of_its_first_input(name: str, opset: int) -> None:
     nodes = [

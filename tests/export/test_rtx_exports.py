@@ -4,13 +4,17 @@ import importlib.util
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
+from export_samples import VIT_VISION
 from precision_samples import ExportLow
 
+from calipso_export.forms.standard_attention import FIRST_OPSET
 from calipso_export.precision import PRECISIONS
 from calipso_runtime.engines.ahead import compile_ahead
 from calipso_runtime.engines.families import capabilities_of
-from calipso_runtime.engines.options import BuildOptions
+from calipso_runtime.engines.options import AHEAD_PROFILES, BuildOptions
+from calipso_runtime.graph_file import MODEL_FILE
 
 pytestmark = [
     pytest.mark.rtx,
@@ -47,3 +51,18 @@ def test_a_bundle_compiles_for_every_gpu_that_its_precision_runs_on(
     assert [kind for kind in record.layers["products"].values() if " x " in kind] == []
     if precision in ("fp16", "bf16"):
         assert (record.layers["unfused"], record.layers["untold"]) == ([], [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8-fp16", "fp8"])
+def test_every_block_is_one_kernel_where_attention_is_one_operator(
+    low_bundle: ExportLow, tmp_path: Path, precision: str
+) -> None:
+    own = Path(shutil.copytree(low_bundle(precision, FIRST_OPSET), tmp_path / "own.calipso"))
+    operators = [node.op_type for node in onnx.load(own / MODEL_FILE).graph.node]
+    blocks = operators.count("Attention")
+
+    layers = compile_ahead(own, BuildOptions(profiles=AHEAD_PROFILES), report=lambda *_: None).plan.record.layers
+
+    assert blocks == VIT_VISION["layers"]
+    assert (layers["fused"], layers["unfused"], layers["untold"]) == (blocks * len(AHEAD_PROFILES), [], [])

@@ -149,6 +149,30 @@ def test_a_softmax_on_its_own_is_attention_that_is_not_fused() -> None:
     assert found.heavy_types == {"fp16": 2}
 
 
+def test_kernels_that_copy_for_an_attention_operator_do_not_count_against_its_fused_kernel() -> None:
+    node = f"{BLOCK}/Attention"
+    copies = [f"{BLOCK}/MatMul.1", f"{BLOCK}/MatMul.1/dequantise_weight", node]
+
+    found = judged(
+        layer("__myl_AddReshTranReshMove_myl0_5", "kgen", "__myl_Add", ["Half"], copies),
+        layer("_gemm_mha_v2_myl0_6", "kgen", "_gemm_mha_v2_0x12", ["Half"], [node]),
+        layer("__myl_MoveReshTran_myl0_7", "kgen", "__myl_Move", ["Half"], [node]),
+    )
+
+    assert (found.fused, found.unfused) == (1, [])
+
+
+def test_an_attention_operator_that_one_profile_does_not_fuse_is_reported() -> None:
+    node = f"{BLOCK}/Attention"
+
+    found = judged(
+        layer("_gemm_mha_v2_myl0_6", "kgen", "_gemm_mha_v2_0x12", ["Half"], [node]),
+        layer("__myl_MaxSubExpSumDiv_myl1_6", "kgen", "__myl_Max", ["Half"], [node]),
+    )
+
+    assert (found.fused, found.unfused) == (1, [BLOCK])
+
+
 def test_calips_softmax_is_not_expected_to_be_fused() -> None:
     assert judged(layer("s", "kgen", "__myl_Softmax", ["Float"], ["calip/Softmax"])).unfused == []
 

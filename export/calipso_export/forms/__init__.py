@@ -16,8 +16,9 @@ from calipso_export.forms.linear_as_conv import linear_as_conv
 from calipso_export.forms.patches import patches_as_rows
 from calipso_export.forms.separate_products import separate_products
 from calipso_export.forms.separate_projections import separate_projections
+from calipso_export.forms.standard_attention import FIRST_OPSET, standard_attention
 
-__all__ = ["EIGHT_BIT_FORMS", "ORT_FORMS", "PORTABLE_FORMS", "Form", "apply_forms"]
+__all__ = ["EIGHT_BIT_FORMS", "HALF_FORMS", "ORT_FORMS", "PORTABLE_FORMS", "Form", "apply_forms"]
 
 # A form takes a graph, changes it in place, and says how many places it changed.
 Form = Callable[[ir.Graph], int]
@@ -27,6 +28,8 @@ PORTABLE_FORMS: Mapping[str, Form] = {
 }
 # Of graphs that multiply in eight bits.
 EIGHT_BIT_FORMS: Mapping[str, Form] = {"one product for each part of a split": separate_products}
+# Of graphs with 16-bit tensors, once they have them, by the first opset that can express the form.
+HALF_FORMS: Mapping[str, tuple[int, Form]] = {"attention as one operator": (FIRST_OPSET, standard_attention)}
 # In this order: the attention and GELU are recognised before the products around them change.
 ORT_FORMS: Mapping[str, Form] = {
     "fused attention": fuse_attention,

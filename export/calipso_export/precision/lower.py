@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calipso_export.forms import ORT_FORMS, Form, apply_forms
+from calipso_export.forms import HALF_FORMS, ORT_FORMS, Form, apply_forms
 from calipso_export.forms.matching import ORT_DOMAIN, add_constant, constant, replace_by, reshape, use_ort_domain
 from calipso_export.precision import Precision
 from calipso_export.precision.half import rounded, to_half, type_io
@@ -36,6 +36,7 @@ class Lowered:
         ort: for ONNX Runtime on CPUs.
         quantised: names of the nodes that multiply in eight bits, or whose weights have them.
         kept: by node, why it stays in fp32 though it is no island.
+        half_forms: how many places each form changed in the portable graph since it has 16 bits.
         ort_forms: how many places each form changed in ONNX Runtime's graph.
     """
 
@@ -43,6 +44,7 @@ class Lowered:
     ort: ir.Model
     quantised: tuple[str, ...]
     kept: Mapping[str, str]
+    half_forms: Mapping[str, int]
     ort_forms: Mapping[str, int]
 
 
@@ -80,8 +82,12 @@ def lower(
         ranges = ranges if precision.activations else None
         quantised = quantise(portable.graph, form, ranges=ranges, pinned=pinned)
     kept: dict[str, str] = {}
+    half_forms: dict[str, int] = {}
     if precision.rest != ir.DataType.FLOAT:
         kept = to_half(portable.graph, precision.rest, opset=opset, pinned=pinned)
+        half_forms = apply_forms(
+            portable.graph, {name: form for name, (since, form) in HALF_FORMS.items() if since <= opset}
+        )
         _refuse_mostly_fp32(precision, portable, kept, opset)
     type_io(portable.graph, io)
     ort = model.clone()
@@ -90,7 +96,9 @@ def lower(
     type_io(ort.graph, io)
     tidy(portable)
     tidy(ort)
-    return Lowered(portable=portable, ort=ort, quantised=tuple(quantised), kept=kept, ort_forms=counts)
+    return Lowered(
+        portable=portable, ort=ort, quantised=tuple(quantised), kept=kept, half_forms=half_forms, ort_forms=counts
+    )
 
 
 def _refuse_mostly_fp32(precision: Precision, model: ir.Model, kept: Mapping[str, str], opset: int) -> None:

@@ -119,7 +119,7 @@ class WriteGraphs:
                 **text,
                 **_describe_head(made[Traced].few_shot),
                 "targets": _targets(config),
-                "forms": {"portable": dict(made[Optimised].forms), "ort": dict(graphs.ort_forms)},
+                "forms": {"portable": {**made[Optimised].forms, **graphs.half_forms}, "ort": dict(graphs.ort_forms)},
                 "precision": lowering.as_json(),
             },
         )

@@ -17,9 +17,13 @@ _BY_WIDTH = ("fp4", "fp8", "int8", "fp16", "bf16", "fp32")
 _TIMES = " x "
 # Kernels of fused attention say so: "_gemm_mha_v2_0x...", "fmha_v2_flash_attention_fp16_S_40_...".
 _FUSED_NAME = re.compile(r"mha|flash", re.IGNORECASE)
-# The softmax of a tower's attention, by the names that the exporter gives; CALIP's is too wide for such kernels.
+# The softmax of a tower's attention, or the operator that holds it, by the names that the exporter gives. CALIP's is
+# too wide for such kernels.
 TOWER = "tower."
-_SOFTMAX = re.compile(r"(tower\..*)/Softmax(_\d+)?")
+_SOFTMAX = re.compile(r"(tower\..*)/(?:Softmax|Attention)(_\d+)?")
+_SOFTMAX_OPERATOR = "/Softmax"
+# A layer's name ends in the number of its profile, and its own.
+_OF_PROFILE = re.compile(r"_myl(\d+)_\d+$")
 _PRODUCT = re.compile(r"/(MatMul|Gemm|Conv|Einsum)(_\d+)?$")
 # The exporter's node that dequantises the constant weight of a product, by the name of that product.
 _DEQUANTISES = "/dequantise_weight"
@@ -76,7 +80,18 @@ class Layer:
     @property
     def blocks(self) -> tuple[str, ...]:
         """Attention blocks of a tower whose softmax it computes."""
-        return tuple(found[1] for node in self.nodes if (found := _SOFTMAX.fullmatch(node)) is not None)
+        return tuple(block for _, block in self.block_nodes)
+
+    @property
+    def block_nodes(self) -> tuple[tuple[str, str], ...]:
+        """Nodes that hold the softmax of an attention block, and the block of each."""
+        return tuple((node, found[1]) for node in self.nodes if (found := _SOFTMAX.fullmatch(node)) is not None)
+
+    @property
+    def profile(self) -> str:
+        """Which profile's layer it is, by the end of its name; empty where the name does not tell."""
+        found = _OF_PROFILE.search(self.name)
+        return "" if found is None else found[1]
 
     @property
     def is_region(self) -> bool:
@@ -90,7 +105,9 @@ class Layer:
             return False
         if self.has_attention_name:
             return True
-        return any(sum(node.startswith(f"{block}/MatMul") for node in self.nodes) >= OPERANDS for block in self.blocks)
+        # The operator alone says nothing: kernels that copy what it reads or gives list it too.
+        blocks = [block for node, block in self.block_nodes if _SOFTMAX_OPERATOR in node]
+        return any(sum(node.startswith(f"{block}/MatMul") for node in self.nodes) >= OPERANDS for block in blocks)
 
     @property
     def has_attention_name(self) -> bool:
@@ -142,9 +159,7 @@ def report(layers: Sequence[Layer]) -> LayerReport:
         products=_products(heavy),
         quantised=[node.removesuffix(_DEQUANTISES) for node in nodes if node.endswith(_DEQUANTISES)],
         fused=sum(layer.is_fused_attention for layer in layers),
-        unfused=_once(
-            block for layer in layers if not layer.is_region | layer.is_fused_attention for block in layer.blocks
-        ),
+        unfused=_unfused(layers),
         untold=_once(block for layer in layers if layer.is_region for block in layer.blocks),
         reformats=sum(layer.is_reformat for layer in layers),
         layers=[
@@ -158,6 +173,21 @@ def report(layers: Sequence[Layer]) -> LayerReport:
             for layer in layers
         ],
         is_detailed=any(layer.nodes for layer in layers),
+    )
+
+
+def _unfused(layers: Sequence[Layer]) -> list[str]:
+    """Blocks whose softmax is in a layer that is no fused attention; for each profile an engine has layers of its own.
+
+    An Attention operator is more than a softmax: kernels that only copy what it gives list it as well.
+    """
+    fused = {(layer.profile, node) for layer in layers if layer.is_fused_attention for node in layer.nodes}
+    apart = [layer for layer in layers if not layer.is_region | layer.is_fused_attention]
+    return _once(
+        block
+        for layer in apart
+        for node, block in layer.block_nodes
+        if _SOFTMAX_OPERATOR in node or (layer.profile, node) not in fused
     )
 
 
