@@ -104,9 +104,27 @@ def test_a_kit_with_a_ready_engine_is_made_without_a_gpu(checkable: Path, tmp_pa
     assert f"pinned=tensorrt-rtx=={version}\n" in (tmp_path / "kit" / "install.sh").read_text()
 
 
-def test_turing_is_refused_by_the_compiler_with_the_node(tmp_path: Path) -> None:
-    with pytest.raises(EngineBuildError, match=r"for sm75: .*'head/MatMul' for Turing \(SM75\): FP32 GEMM"):
-        compiled(tmp_path, "fp16", "sm75")
+@pytest.mark.parametrize("precision", ["fp16", "int8-fp16"])
+@pytest.mark.parametrize("capability", ["sm75", "sm75,sm89"])
+def test_turing_gets_the_products_of_the_head_as_convolutions(tmp_path: Path, precision: str, capability: str) -> None:
+    finished = compiled(tmp_path, precision, capability)
+
+    layers = finished.plan.record.layers
+    assert finished.checks.failures == ()
+    assert [each["kind"] for each in layers["layers"] if each["name"].startswith("head/MatMul")] == ["correlation"]
+    assert layers["products"]["head/MatMul"] == "fp32"
+    assert [(each["name"], *each["shape"]) for each in finished.plan.record.tensors][1:] == [("logits", None, 7)]
+
+
+def test_other_gpus_keep_the_products_of_the_head_as_they_are(tmp_path: Path) -> None:
+    layers = compiled(tmp_path, "fp16", "sm89").plan.record.layers["layers"]
+
+    assert [each["kind"] for each in layers if each["name"].startswith("head/MatMul")] == ["gemm"]
+
+
+def test_what_turing_lacks_is_refused_by_the_compiler_with_the_node(tmp_path: Path) -> None:
+    with pytest.raises(EngineBuildError, match=r"for sm75: .*'tower.*/MatMul.*' for Turing \(SM75\): FP32 GEMM"):
+        compiled(tmp_path, "fp32", "sm75")
 
     assert left(tmp_path / "bundle") == []
 

@@ -18,7 +18,8 @@ NAMES: Mapping[str, str] = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT for RT
 Capability = tuple[int, int]
 # Of TensorRT for RTX 1.7; an older release lacks the newest.
 CAPABILITIES: tuple[Capability, ...] = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
-# Turing takes no matrix product in fp32, and every graph has one: it is compiled for where it is asked for.
+# Turing takes no matrix product in fp32, and every graph has one. Where it is asked for they are rewritten, which costs
+# the other GPUs of the same plan a kernel or two.
 _DEFAULT_FROM: Capability = (8, 0)
 # From which compute capability on a type has products.
 _FIRST: Mapping[str, Capability] = {"bf16": (8, 0), "fp8": (8, 9)}

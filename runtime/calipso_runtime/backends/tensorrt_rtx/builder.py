@@ -10,6 +10,7 @@ from calipso_runtime.backends.tensorrt_common import network as networks
 from calipso_runtime.backends.tensorrt_common.monitor import Report
 from calipso_runtime.backends.tensorrt_rtx.bindings import trt, version
 from calipso_runtime.backends.tensorrt_rtx.callbacks import Log, Monitor
+from calipso_runtime.backends.tensorrt_rtx.turing import TURING, products_as_convolutions
 from calipso_runtime.engines.families import NAMES, TENSORRT_RTX, Capability, sm
 from calipso_runtime.engines.options import BuildOptions
 from calipso_runtime.errors import BackendUnavailableError, EngineBuildError
@@ -70,13 +71,14 @@ def build_plan(request: Request, log: Log, report: Report) -> Built:
     builder = started(job.compiler, log)
     # The parser holds weights that the network refers to: it lives as long as the build.
     network, parser = networks.parse(trt, builder, job)
+    kernels = products_as_convolutions(network) if TURING in request.capabilities else []
     config = builder.create_builder_config()
     networks.configure(trt, config, request.options)
     config.progress_monitor = monitor
     set_capabilities(config, request.capabilities, job.compiler)
     networks.add_profiles(builder, network, config, job)
     plan = builder.build_serialized_network(network, config)
-    del parser
+    del parser, kernels
     if monitor.error is not None:
         raise monitor.error
     if plan is None:
