@@ -15,10 +15,11 @@ from calipso_export.models import LoadedModel, load_model
 # Tests are imported one by one, without a package: this is how they find their samples.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from export_samples import CLASSES, HEAD, RESNET, MakeConfig, trace_only_once, write_model, write_shots
+from export_samples import CLASSES, RESNET, MakeConfig, shared_config, trace_only_once, write_model, write_shots
 from precision_samples import LOOSE, OPSET, ExportLow, Traces
 
 from calipso_export.steps import trace as trace_step
+from calipso_runtime.engines.judge import Judge
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,6 +45,13 @@ def one_tokenizer() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(open_clip.factory, "SimpleTokenizer", tokenizer)
         yield
+
+
+@pytest.fixture
+def judge() -> Iterator[Judge]:
+    """Asks TensorRT for RTX about graphs."""
+    with Judge() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
@@ -149,15 +157,3 @@ def low_bundle(
         return made[precision, opset]
 
     return exported
-
-
-def shared_config(**changes: object) -> ExportConfig:
-    values = {
-        "random_init": 0,
-        "classes": CLASSES,
-        "templates": "photo",
-        "epochs": 2,
-        "outputs": ("logits", "embedding", "probabilities", "tokens"),
-        **HEAD,
-    }
-    return ExportConfig(**{**values, **changes})

@@ -1,5 +1,6 @@
 """Tiny open_clip models, photos and configurations that the exporter's tests share."""
 
+import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,15 @@ CALIP_HEADS: Mapping[str, st.SearchStrategy[Any]] = {
     "b2": st.floats(0, 6),
     "b3": st.floats(0, 1),
 }
+
+_NO_RTX = importlib.util.find_spec("tensorrt_rtx") is None
+
+
+def needs_rtx(test: T) -> T:
+    """Mark a test that compiles with TensorRT for RTX."""
+    skip = pytest.mark.skipif(_NO_RTX, reason="TensorRT for RTX is missing: pip install '.[rtx]'")
+    return pytest.mark.rtx(skip(test))
+
 
 MakeConfig = Callable[..., ExportConfig]
 
@@ -119,3 +129,16 @@ def crafted_graph(
         [numpy_helper.from_array(np.asarray(value), name) for name, value in arrays.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def shared_config(**changes: object) -> ExportConfig:
+    """What many exports of tests have in common; a model and an output are to be given."""
+    values = {
+        "random_init": 0,
+        "classes": CLASSES,
+        "templates": "photo",
+        "epochs": 2,
+        "outputs": ("logits", "embedding", "probabilities", "tokens"),
+        **HEAD,
+    }
+    return ExportConfig(**{**values, **changes})

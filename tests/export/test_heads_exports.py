@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from export_samples import CLASSES, MakeConfig
+from export_samples import CLASSES, MakeConfig, needs_rtx, shared_config
 from onnx import TensorProto
 from PIL import Image
 from precision_samples import LOOSE, OPSET
@@ -15,11 +15,17 @@ from calipso_export.heads import FEW_SHOT, attribute
 from calipso_export.lint import ERROR, declared, lint_file
 from calipso_export.progress import silent
 from calipso_export.reverify import reverify
+from calipso_runtime.bundle import MANIFEST_FILE
+from calipso_runtime.engines.families import capabilities_of
+from calipso_runtime.engines.judge import Judge
 from calipso_runtime.graph_file import MODEL_FILE
+from calipso_runtime.manifest import read_manifest
 
 # Colours that a model of random weights tells apart, however its texts lie.
 COLOURS = {"ant": (230, 20, 20), "bee": (20, 230, 20), "crab": (20, 20, 230)}
 PHOTOS = 5
+# So that they are searched.
+UNSET = dict.fromkeys(("alpha", "beta", "b2", "b3"))
 
 
 @pytest.fixture(scope="module")
@@ -35,37 +41,70 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(
+    scope="module",
+    params=[(name, precision) for name in FEW_SHOT for precision in ("fp32", "fp16")],
+    ids=" in ".join,
+)
+def exported(
+    request: pytest.FixtureRequest, tiny_vit: Path, coloured: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """The name of a head, and a bundle with it in a precision, whose weights were chosen on the photos."""
+    name, precision = request.param
+    config = shared_config(
+        model=str(tiny_vit),
+        feature_cache=tmp_path_factory.mktemp("features"),
+        output=tmp_path_factory.mktemp("head") / "out.calipso",
+        shots=coloured,
+        head=name,
+        calip=False,
+        precision=precision,
+        outputs=("logits", "embedding"),
+        opset=OPSET,
+        gates={} if precision == "fp32" else LOOSE,
+        **UNSET,
+    )
+    export(config)
+    return name, config.output
+
+
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch's exporter warns about its own internals
-@pytest.mark.parametrize("name", FEW_SHOT)
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_head_is_chosen_on_photos_linted_and_stays_in_fp32(
-    name: str, precision: str, make_config: MakeConfig, coloured: Path, tiny_vit: Path
+def test_a_head_is_chosen_on_photos_and_verified_again(
+    exported: tuple[str, Path], coloured: Path, tiny_vit: Path
 ) -> None:
-    values = {"shots": coloured, "head": name, "calip": False, **dict.fromkeys(("alpha", "beta", "b2", "b3"))}
-    gates = {} if precision == "fp32" else {"gates": LOOSE}
-    config = make_config(**values, **gates, precision=precision, outputs=("logits", "embedding"), opset=OPSET)
+    name, path = exported
 
-    manifest, parity = export(config)
-    again = reverify(config.output, data=coloured, checkpoint=None, model=str(tiny_vit), backend="ort", progress=silent)
+    again = reverify(path, data=coloured, checkpoint=None, model=str(tiny_vit), backend="ort", progress=silent)
 
-    record = manifest.few_shot
-    assert (record["name"], record["used"], parity.failures, again.failures) == (name, True, (), ())
+    record = read_manifest(path / MANIFEST_FILE).few_shot
+    assert (record["name"], record["used"], again.failures) == (name, True, ())
     assert record["chosen"]["accuracy_with"] > record["chosen"]["accuracy_without"]
-    found = lint_file(config.output / MODEL_FILE, targets=declared(OPSET)).findings
+
+
+@pytest.mark.slow
+def test_a_head_is_linted_and_stays_in_fp32(exported: tuple[str, Path]) -> None:
+    name, path = exported
+
+    found = lint_file(path / MODEL_FILE, targets=declared(OPSET)).findings
+
     assert [str(each) for each in found if each.severity == ERROR or attribute(name) in each.where] == []
-    graph = onnx.load(config.output / MODEL_FILE).graph
+    graph = onnx.load(path / MODEL_FILE).graph
     own = [each for each in graph.initializer if each.name.startswith(attribute(name) + ".")]
     assert own
     assert [each.name for each in own if each.data_type == TensorProto.FLOAT16] == []
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch's exporter warns about its own internals
+@needs_rtx
+def test_a_head_compiles_with_tensorrt_for_rtx(exported: tuple[str, Path], judge: Judge) -> None:
+    name, path = exported
+
+    assert {name: judge.judge(path / MODEL_FILE, capabilities_of(None, "fp16")).refusals} == {name: ()}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEW_SHOT)
 def test_a_head_is_fitted_on_photos_that_are_not_augmented(name: str, make_config: MakeConfig, coloured: Path) -> None:
-    values = {"shots": coloured, "head": name, "calip": False, **dict.fromkeys(("alpha", "beta", "b2", "b3"))}
-
-    manifest, parity = export(make_config(**values, epochs=0))
+    manifest, parity = export(make_config(shots=coloured, head=name, calip=False, epochs=0, **UNSET))
 
     assert (manifest.few_shot["name"], parity.failures) == (name, ())

@@ -1,7 +1,6 @@
 """The lint's rules for TensorRT for RTX say what its compiler says of the same graphs."""
 
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 import lint_verdicts
@@ -34,12 +33,6 @@ ONCE_WRONG = (
     "Attention float16 one tensor opset 24",
 )
 EVERY = 50
-
-
-@pytest.fixture
-def judge() -> Iterator[Judge]:
-    with Judge() as started:
-        yield started
 
 
 def test_the_record_is_of_the_graphs_of_the_table() -> None:
