@@ -55,7 +55,7 @@ def load(
 
     Args:
         path: the bundle's directory, or a bare `.onnx` that Calipso exported.
-        backend: "auto", or a name of `backends.BACKENDS`: "tensorrt", "tensorrt-rtx", "ort-cuda", "ort", "openvino".
+        backend: "auto", or a name of `backends.NAMED`: "tensorrt", "tensorrt-rtx", "ort-cuda", "ort", "openvino".
             "auto" takes the first that really runs here; TensorRT, or TensorRT for RTX, where `calipso build` made an
             engine for this GPU.
         threads: of the engine on the CPU; None is one per physical core.

@@ -33,7 +33,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let them be loaded by name, whatever version of onnxruntime this is."""
     monkeypatch.setattr(ort_cuda, "FIRST_WITH_GRAPHS", (1, 0))
     for kind in (GraphsOnCpu, BoundOnCpu):
-        monkeypatch.setitem(backends.BACKENDS, kind.name, f"{__name__}:{kind.__name__}")
+        monkeypatch.setitem(backends.NAMED, kind.name, f"{__name__}:{kind.__name__}")
 
 
 def graphs_of(backend: OrtCudaBackend) -> ort_binding.GraphSession:

@@ -29,6 +29,13 @@ BACKENDS: Mapping[str, str] = {
     "ort-tensorrt": "calipso_runtime.backends.ort_tensorrt:OrtTensorRtBackend",
     "openvino": "calipso_runtime.backends.openvino:OpenVinoBackend",
 }
+# Execution providers that ONNX Runtime loads from packages of their own. They have to be asked for, "auto" takes none.
+PLUGINS: Mapping[str, str] = {
+    "ort-plugin:tensorrt-rtx": "calipso_runtime.backends.ort_plugin:RtxPlugin",
+    "ort-plugin:webgpu": "calipso_runtime.backends.ort_plugin:WebGpuPlugin",
+    "ort-plugin:openvino": "calipso_runtime.backends.ort_plugin:OpenVinoPlugin",
+}
+NAMED: Mapping[str, str] = {**BACKENDS, **PLUGINS}
 # What "auto" tries, in this order. Not "ort-tensorrt": it builds engines first, for minutes, so it has to be asked for.
 AUTO_ORDER = ("tensorrt", "tensorrt-rtx", "ort-cuda", "ort", "openvino")
 
@@ -94,7 +101,7 @@ class Backend(Protocol):
     else the reason in words.
 
     Attributes:
-        name: as in `BACKENDS`.
+        name: as in `NAMED`.
         provider: what computes in fact, read back from the engine: "CPUExecutionProvider".
         graph: name of the file that it loaded, and how, in words.
         metadata: the graph's own key-value pairs.
@@ -175,9 +182,9 @@ def choose(name: str) -> Choice:
     """
     if name == AUTO:
         return Choice(candidates=AUTO_ORDER, reason=f"auto prefers {', then '.join(AUTO_ORDER)}")
-    if name in BACKENDS:
+    if name in NAMED:
         return Choice(candidates=(name,), reason=f"{name} was asked for")
-    message = f"backend {name!r} is unknown: expected {AUTO}, {', '.join(BACKENDS)}"
+    message = f"backend {name!r} is unknown: expected {AUTO}, {', '.join(NAMED)}"
     raise UsageError(message)
 
 
@@ -193,7 +200,7 @@ def connect(
 
     Args:
         bundle: whose hashes were checked.
-        backend: "auto" or a name of `BACKENDS`.
+        backend: "auto" or a name of `NAMED`.
         threads: for the engine's computation on the CPU; None leaves it to the engine.
         keep_optimised: whether an engine may keep what it optimised in the cache folder.
         gpu: how a GPU is used.
@@ -274,5 +281,5 @@ def _bound(engine: Backend, head: Head) -> Backend:
 
 
 def _constructor(name: str) -> Callable[..., Backend]:
-    module, _, attribute = BACKENDS[name].partition(":")
+    module, _, attribute = NAMED[name].partition(":")
     return cast("Callable[..., Backend]", getattr(importlib.import_module(module), attribute))

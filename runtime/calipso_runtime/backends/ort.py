@@ -8,7 +8,7 @@ import copy
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,9 @@ IDENTITY_MODEL = bytes.fromhex(
 Session: TypeAlias = onnxruntime.InferenceSession
 OrtValue: TypeAlias = onnxruntime.OrtValue
 RunOptions: TypeAlias = onnxruntime.RunOptions
+SessionOptions: TypeAlias = onnxruntime.SessionOptions
+# A device and the provider that computes on it. Before 1.23 there were none.
+Device: TypeAlias = Any
 # Answers a batch: see `Backend.run`.
 Ask: TypeAlias = Callable[[npt.NDArray[np.floating], Sequence[str]], dict[str, npt.NDArray[np.floating]]]
 
@@ -83,6 +86,22 @@ def version() -> str:
 def listed_providers() -> list[str]:
     """Providers that this build of onnxruntime has, working or not."""
     return list(onnxruntime.get_available_providers())
+
+
+def register_plugin(name: str, library: str) -> None:
+    """Load the library of an execution provider, once. Raises onnxruntime's own errors."""
+    onnxruntime.register_execution_provider_library(name, library)
+
+
+def plugin_devices(provider: str) -> list[Device]:
+    """What a provider that was registered can compute on; graphic cards come before anything else."""
+    found = [each for each in onnxruntime.get_ep_devices() if each.ep_name == provider]
+    return sorted(found, key=lambda each: each.device.type != onnxruntime.OrtHardwareDeviceType.GPU)
+
+
+def takes_plugins() -> bool:
+    """Whether this onnxruntime loads providers from libraries of their own: 1.23 is the first."""
+    return hasattr(onnxruntime, "register_execution_provider_library")
 
 
 def why_unavailable(provider: str) -> str | None:
@@ -201,7 +220,15 @@ class OrtBackend:
             session: whose inputs are `image`, and those that are held.
             held: inputs that stay, by name.
         """
-        raise NotImplementedError
+        # On the CPU numpy's memory is read in place. What computes elsewhere copies it by itself.
+        options = run_options()
+        name = free_input((node.name for node in session.get_inputs()), held)
+
+        def ask(image: npt.NDArray[np.floating], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.floating]]:
+            values = session.run(list(outputs), {name: image, **held}, options)
+            return dict(zip(outputs, values, strict=True))
+
+        return ask
 
     def _holding(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> "Self":
         """See `HeadBackend.bind`: for those providers that can."""
@@ -282,17 +309,6 @@ class OrtCpuBackend(OrtBackend):
         """See `HeadBackend.bind`."""
         return self._holding(arrays)
 
-    def _asker(self, session: Session, held: Mapping[str, npt.NDArray[np.generic]]) -> Ask:
-        # On the CPU numpy's memory is read in place: there is nothing to copy.
-        options = run_options()
-        name = free_input((node.name for node in session.get_inputs()), held)
-
-        def ask(image: npt.NDArray[np.floating], outputs: Sequence[str]) -> dict[str, npt.NDArray[np.floating]]:
-            values = session.run(list(outputs), {name: image, **held}, options)
-            return dict(zip(outputs, values, strict=True))
-
-        return ask
-
     def _most_pictures(self) -> int | None:
         """As many as the graph runs fastest."""
         most = self.metadata.get(METADATA_RUN_BATCH)
@@ -333,11 +349,7 @@ def open_session(
         is_optimised: whether it was read from such a folder.
         unsigned_weights: whether int8 weights are converted to uint8, for CPUs on which their products may overflow.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL
-    options.inter_op_num_threads = 1
-    # 0 is one per physical core, whatever a container allows.
-    options.intra_op_num_threads = threads or devices.cpu_quota() or 0
+    options = session_options(threads)
     if is_optimised:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if unsigned_weights:
@@ -353,6 +365,16 @@ def open_session(
     ]
     # Without enable_fallback=0 onnxruntime prints a failure to stdout and goes on with the CPU.
     return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
+
+
+def session_options(threads: int | None) -> SessionOptions:
+    """What all sessions have in common."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.inter_op_num_threads = 1
+    # 0 is one per physical core, whatever a container allows.
+    options.intra_op_num_threads = threads or devices.cpu_quota() or 0
+    return options
 
 
 def run_options() -> RunOptions:
