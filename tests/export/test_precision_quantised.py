@@ -104,6 +104,27 @@ def test_a_product_of_two_activations_is_no_candidate() -> None:
     assert [each.name for each in quantisable(model.graph)] == ["tower.b/MatMul"]
 
 
+@pytest.mark.parametrize(
+    ("size", "groups", "takes"), [(1, 4, False), (3, 2, False), (3, 1, True), (5, 1, True), (7, 1, False)]
+)
+def test_fp8_leaves_convolutions_out_for_which_tensorrt_has_no_fast_kernel(size: int, groups: int, takes: bool) -> None:
+    kernels = {"w": np.ones((4, 4, 1, 1), np.float32), "k": np.ones((4, 4 // groups, size, size), np.float32)}
+    nodes = [
+        node("Conv", ["x", "w"], "first"),
+        node("Conv", ["first", "k"], "a", group=groups, pads=[size // 2] * 4),
+        node("Conv", ["a", "w"], "b"),
+        node("Conv", ["b", "w"], "y"),
+    ]
+    changed = {}
+
+    for form in (INT8, FP8):
+        model = graph_of(nodes, kernels, shape=["batch", 4, 9, 9])
+        changed[form.kind] = quantise(model.graph, form, ranges=dict.fromkeys(("first", "a", "b"), 4.0))
+
+    assert changed[INT8.kind] == ["tower.a/Conv", "tower.b/Conv"]
+    assert changed[FP8.kind] == (["tower.a/Conv"] if takes else []) + ["tower.b/Conv"]
+
+
 def test_pinned_products_are_left_out() -> None:
     model = chain(*[MATRIX] * 4)
 

@@ -195,7 +195,7 @@ def _stored_weights(ort: ir.Model, plan: _Plan) -> dict[bytes, _Stored]:
     if plan.form is not None:
         for node in quantisable(ort.graph):
             array = constant(node.inputs[1])
-            if array is not None and node.name not in plan.pinned:
+            if array is not None and node.name not in plan.pinned and plan.form.takes(node):
                 stored, scale = quantised_weight(node, plan.form)
                 shape = [1] * array.ndim
                 shape[out_axis(node)] = -1

@@ -5,6 +5,7 @@ point 0) as TensorRT demands, one scale per output channel of a weight and one p
 """
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterator, Mapping
 
 import ml_dtypes
@@ -12,12 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from calipso_export.forms.matching import add_constant, constant, made_by
+from calipso_export.forms.matching import add_constant, constant, made_by, static_shape
 from calipso_export.precision.islands import WORK_OPERATORS, in_tower
 from calipso_export.precision.pair_sums import PAIR_LIMIT, channel_peaks, is_depthwise
 
 # The smallest scale: of a channel or an activation that is all zeros.
 _TINY = 1e-12
+# TensorRT has no fp8 kernel for larger convolutions, and no fast one for those in groups (release notes of 10.13.3,
+# limitations). TensorRT for RTX 1.7 restores the weights of larger ones whenever the engine runs: seen up to 9x9.
+_MOST_FP8_TAPS = 32
 _CONV_OUT_AXIS, _MATMUL_OUT_AXIS = 0, 1
 
 
@@ -29,16 +33,26 @@ class Quantised:
         kind: of the stored numbers.
         largest: what the largest magnitude of a channel or an activation becomes.
         pair_safe: whether weights are scaled so that no pair of products can overflow 16 bits, see `pair_sums`.
+        every_convolution: whether convolutions in groups and those with large kernels are quantised too.
     """
 
     kind: ir.DataType
     largest: float
     pair_safe: bool = False
+    every_convolution: bool = True
+
+    def takes(self, node: ir.Node) -> bool:
+        """Whether it quantises a product."""
+        if self.every_convolution or node.op_type != "Conv":
+            return True
+        groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
+        kernel = static_shape(node.inputs[1]) or ()
+        return groups == 1 and math.prod(size or 1 for size in kernel[2:]) <= _MOST_FP8_TAPS
 
 
 INT8 = Quantised(kind=ir.DataType.INT8, largest=127.0)
 INT8_PAIR_SAFE = dataclasses.replace(INT8, pair_safe=True)
-FP8 = Quantised(kind=ir.DataType.FLOAT8E4M3FN, largest=448.0)
+FP8 = Quantised(kind=ir.DataType.FLOAT8E4M3FN, largest=448.0, every_convolution=False)
 
 
 def quantisable(graph: ir.Graph) -> Iterator[ir.Node]:
@@ -76,7 +90,7 @@ def quantise(
     activations: dict[str, ir.Value] = {}
     changed = []
     for node in tuple(quantisable(graph)):
-        if node.name in pinned:
+        if node.name in pinned or not form.takes(node):
             continue
         value = node.inputs[0]
         if ranges is not None and value is not None:
