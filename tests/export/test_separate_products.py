@@ -110,3 +110,48 @@ def test_only_graphs_that_multiply_in_eight_bits_are_changed(
 
     assert parity.status == "passed"
     assert (manifest.graph["forms"]["portable"].get(NAME, 0) > 0) is separated
+
+
+def turned(*, bias: bool = True, read_again: bool = False) -> ir.Model:
+    """x @ w as timm's windows take it apart: [B,L,3*H*E] to [3,B,H,L,E], and each of the three cut out."""
+    heads, size = 2, 4
+    arrays = {
+        "w": RNG.standard_normal((WIDTH, 24)).astype(np.float32),
+        "b": RNG.standard_normal(24).astype(np.float32),
+        "apart": np.array([-1, 5, 3, heads, size]),
+        "axis": np.array([0]),
+        **{f"n{number}": np.array([number]) for number in range(4)},
+    }
+    nodes = [node("MatMul", ["x", "w"], "product")]
+    if bias:
+        nodes.append(node("Add", ["product", "b"], "added"))
+    nodes += [
+        node("Reshape", ["added" if bias else "product", "apart"], "heads"),
+        node("Transpose", ["heads"], "parts", perm=(2, 0, 3, 1, 4)),
+    ]
+    for place in range(3):
+        nodes.append(node("Slice", ["parts", f"n{place}", f"n{place + 1}", "axis"], f"cut{place}"))
+        nodes.append(node("Squeeze", [f"cut{place}", "axis"], f"part{place}"))
+    nodes.append(node("Concat", ["part2", "part0", "part1"], "y", axis=-1))
+    if read_again:
+        nodes[-1:] = [node("ReduceSum", ["parts", "n0"], "sum", keepdims=0), node("Add", ["part0", "sum"], "y")]
+    return graph_of(nodes, arrays, shape=["batch", 5, WIDTH])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_parts_that_are_turned_and_cut_out_have_products_of_their_own(bias: bool) -> None:
+    model = turned(bias=bias)
+    wanted = run(model, X)
+
+    assert separate_products(model.graph) == 1
+
+    np.testing.assert_allclose(run(model, X), wanted, rtol=0, atol=1e-5)
+    found = operators(model)
+    assert (found["MatMul"], found["Add"], found["Slice"], found["Squeeze"]) == (3, 3 if bias else 0, 0, 0)
+
+
+def test_parts_that_something_reads_together_stay_one_product() -> None:
+    model = turned(read_again=True)
+
+    assert separate_products(model.graph) == 0
+    assert operators(model)["MatMul"] == 1
