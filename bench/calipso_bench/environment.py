@@ -22,6 +22,7 @@ _PACKAGES = (
     "onnxruntime-gpu",
     "openvino",
     "tensorrt",
+    "tensorrt-rtx",
     "numpy",
     "pillow",
 )

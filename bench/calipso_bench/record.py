@@ -11,7 +11,7 @@ KIND = "calipso-bench"
 Document = dict[str, Any]
 # Two runs with the same of these measure the same thing. Clocks and load of the machine may differ.
 _IDENTITY = ("schema_version", "kind", "calipso", "commit", "config", "pictures")
-_ENVIRONMENT_IDENTITY = ("cpu", "cores", "system", "python", "packages", "threads")
+_ENVIRONMENT_IDENTITY = ("cpu", "instruction_sets", "cores", "system", "python", "packages", "threads")
 
 
 class Record:

@@ -77,6 +77,7 @@ def test_clocks_and_load_do_not_make_another_measurement(tmp_path: Path) -> None
         ({"commit": "abc"}, "another commit"),
         ({"pictures": {}}, "another pictures"),
         ({"environment": {**ABOUT["environment"], "packages": {"torch": "9"}}}, "another packages"),
+        ({"environment": {**ABOUT["environment"], "instruction_sets": ["avx512_vnni"]}}, "another instruction_sets"),
     ],
 )
 def test_another_measurement_is_not_mixed_in(tmp_path: Path, changes: dict[str, object], told: str) -> None:
