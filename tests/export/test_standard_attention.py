@@ -126,6 +126,14 @@ def test_a_product_that_stays_in_fp32_keeps_its_attention_apart() -> None:
     assert operators(lowered(model, PRECISIONS["fp16"], pinned=pinned).portable)["Attention"] == 0
 
 
+def test_a_softmax_over_the_queries_is_no_attention() -> None:
+    model = lowered(attention(opset=20), PRECISIONS["fp16"]).portable
+    (softmax,) = [each for each in model.graph if each.op_type == "Softmax"]
+    softmax.attributes["axis"] = ir.AttrInt64("axis", 2)
+
+    assert standard_attention(model.graph) == 0
+
+
 def test_scores_that_something_else_reads_are_kept() -> None:
     model = lowered(attention(opset=20), PRECISIONS["fp16"]).portable
     (scores,) = [each for each in model.graph if each.outputs[0].name == "scores"]

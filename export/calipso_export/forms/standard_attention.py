@@ -46,7 +46,8 @@ def spelled_out_attention(graph: ir.Graph) -> int:
 
 
 def _replace(graph: ir.Graph, softmax: ir.Node) -> bool:
-    scores = made_by(softmax.inputs[0], "MatMul")
+    axis = softmax.attributes["axis"].as_int() if "axis" in softmax.attributes else -1
+    scores = made_by(softmax.inputs[0], "MatMul") if axis in (-1, _RANK - 1) else None
     weighted = only_consumer(softmax.outputs[0])
     if scores is None or only_consumer(scores.outputs[0]) is None or weighted is None or weighted.op_type != "MatMul":
         return False
