@@ -76,9 +76,11 @@ bench-teach: $(READY)
 	$(BIN)/python -m benchmarks.teach
 	$(BIN)/python -m benchmarks.report
 
-# Exports every configuration of open_clip and compares; interrupted, it goes on where it stopped. Hours; 20 GB of memory.
+# Exports every configuration of open_clip, compares and compiles; interrupted, it goes on where it stopped. Hours; 20 GB of
+# memory.
 sweep: $(READY)
 	$(BIN)/python -m benchmarks.sweep
+	$(BIN)/python -m benchmarks.sweep_compile
 	$(BIN)/python -m benchmarks.report
 
 # Measures fp16 on a GPU. Needs a Python of your own with CUDA builds: torch, and calipso[ort-gpu,export,cli,bench].

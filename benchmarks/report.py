@@ -22,6 +22,7 @@ from benchmarks import (
     precision_tables,
     rtx_tables,
     speed_tables,
+    sweep_compile_tables,
     sweep_tables,
     teach_tables,
 )
@@ -178,6 +179,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "loadgen": speed_tables.loadgen_table,
     "mobileclip": family_tables.mobileclip_table,
     "models": sweep_tables.models_table,
+    "models-compiled": sweep_compile_tables.compiled_table,
     "peak": speed_tables.peak_table,
     "pixels": pixel_tables.pixels_table,
     "points": points_table,

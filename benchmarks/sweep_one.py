@@ -32,7 +32,7 @@ MOST = 1e-4
 TEXTS = 5
 SEED = 0
 # What `--text-weights` stands for where no text tower can be built: features of classes that there are none of.
-_CLASSES = 10
+CLASSES = 10
 Float32 = npt.NDArray[np.float32]
 
 
@@ -102,7 +102,7 @@ def written(
         both = BothTowers(tower, TextTower(model.module), scale=model.scale, bias=model.bias)
         graph = trace(both.eval(), model, config, token_ids=token_ids)
     else:
-        text = functional.normalize(torch.randn(_CLASSES, int(model.architecture["embed_dim"])), dim=-1)
+        text = functional.normalize(torch.randn(CLASSES, int(model.architecture["embed_dim"])), dim=-1)
         head = ZeroShotHead(text, scale=model.scale, bias=model.bias)
         graph = trace(ClassifierModule(tower, head, outputs=outputs).eval(), model, config)
     expected = reference(model, images, text, with_tokens=why_no_tokens is None)

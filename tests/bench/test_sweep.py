@@ -73,8 +73,8 @@ def test_all_layers_are_kept_over_fewer_ones() -> None:
 
 def test_what_does_not_fit_has_fewer_layers() -> None:
     model = described("ViT-B-32")
-    assert sweep.layers_within(model, gigabytes=20) is None
-    assert sweep.layers_within(model, gigabytes=1) == 2
+    assert sweep.layers_within(sweep.peak_bytes(model), gigabytes=20) is None
+    assert sweep.layers_within(sweep.peak_bytes(model), gigabytes=1) == 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="forks")
