@@ -115,8 +115,8 @@ def test_doctor_tells_a_listed_provider_that_does_not_come_up(output: Output, mo
 
     told = output("doctor")
 
-    assert "CUDAExecutionProvider  does not work: CUDAExecutionProvider needs a CUDA device: no NVIDIA driver" in told
-    assert "CPUExecutionProvider   works: a session runs on it" in told
+    assert re.search("CUDAExecutionProvider +does not work: CUDAExecutionProvider needs a CUDA device: no NVIDIA", told)
+    assert re.search("CPUExecutionProvider +works: a session runs on it", told)
 
 
 def test_doctor_names_the_compiler_that_needs_no_gpu(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ The head of a bundle is in fp32. On other GPUs its products are faster as they a
 convolution takes a kernel more. So they are rewritten in the compiler's network, and only where Turing is asked for.
 """
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +12,12 @@ import numpy.typing as npt
 from calipso_runtime.backends.tensorrt_rtx.bindings import trt
 from calipso_runtime.engines.families import Capability
 
-if TYPE_CHECKING:
-    import tensorrt
-
 TURING: Capability = (7, 5)
 _MATRIX = 2
+# Layers are `Any` here: the bindings type them as their base class, and only `__class__` makes more of them.
 
 
-def products_as_convolutions(network: "tensorrt.INetworkDefinition") -> list[npt.NDArray[np.float32]]:
+def products_as_convolutions(network: Any) -> list[npt.NDArray[np.float32]]:
     """Compute every fp32 product of rows [B,D] with a constant [D,C] as a convolution of [B,D,1,1], in place.
 
     Other products in fp32 stay, and the compiler refuses them: of two computed tensors, as CALIP has.
@@ -39,7 +37,7 @@ def products_as_convolutions(network: "tensorrt.INetworkDefinition") -> list[npt
     return kernels
 
 
-def _kernel(layer: "tensorrt.ILayer", makers: "dict[str, tensorrt.ILayer]") -> npt.NDArray[np.float32] | None:
+def _kernel(layer: Any, makers: dict[str, Any]) -> npt.NDArray[np.float32] | None:
     """The constant that rows are multiplied by, as weights [C,D,1,1]; None where it is another product."""
     layer.__class__ = trt.IMatrixMultiplyLayer
     rows, matrix = layer.get_input(0), layer.get_input(1)
@@ -53,9 +51,9 @@ def _kernel(layer: "tensorrt.ILayer", makers: "dict[str, tensorrt.ILayer]") -> n
 
 
 def _replace(
-    network: "tensorrt.INetworkDefinition",
-    layers: "list[tensorrt.ILayer]",
-    product: "tensorrt.ILayer",
+    network: Any,
+    layers: list[Any],
+    product: Any,
     kernel: npt.NDArray[np.float32],
 ) -> None:
     """Let everything that reads a product read a convolution instead; the builder drops what nothing reads."""
