@@ -187,6 +187,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "precision-speed": precision_tables.speed_table,
     "precision-tools": precision_tables.tools_table,
     "precision-trained": precision_tables.trained_table,
+    "rtx-attention": rtx_tables.attention_lines,
     "rtx-builds": rtx_tables.builds_table,
     "serving": speed_tables.serving_table,
     "speed": speed_tables.speed_table,

@@ -1,6 +1,6 @@
 """What TensorRT for RTX makes of full-size models, compiled ahead of time on this machine: no GPU runs anything.
 
-    python -m benchmarks.rtx_builds [--model ViT-B-32 ...] [--precision fp16 ...]
+    python -m benchmarks.rtx_builds [--model ViT-B-32 ...] [--precision fp16 ...] [--opset 23]
 
 Random weights and text features. Each engine is compiled in a process of its own, for every GPU that the precision runs
 on, with the default batch sizes. A row is written after each build; a row that is there already is not built again.
@@ -24,9 +24,11 @@ from benchmarks import RESULTS, ROOT, keep
 from benchmarks.families import prepared
 from calipso_bench.environment import commit, environment
 from calipso_export import ExportConfig, export
+from calipso_export.choices import OPSETS
 from calipso_export.precision import PRECISIONS as ALL_PRECISIONS
 from calipso_runtime.commands.progress_bars import progress_bars
 from calipso_runtime.engines.ahead import compile_ahead
+from calipso_runtime.engines.layers import LayerReport
 from calipso_runtime.engines.options import AHEAD_PROFILES, BuildOptions
 from calipso_runtime.errors import CalipsoError
 
@@ -50,13 +52,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", nargs="+", default=list(MODELS))
     parser.add_argument("--precision", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
+    parser.add_argument("--opset", type=int, choices=OPSETS, help="Instead of the oldest that has the precision.")
     parser.add_argument("--compile", type=Path, metavar="BUNDLE", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.compile is not None:
         print(json.dumps(compiled(arguments.compile)))
         return 0
     rows = json.loads(_PATH.read_text(encoding="utf-8"))["rows"] if _PATH.is_file() else []
-    done = {(row["model"], row["precision"]) for row in rows}
+    done = {(row["model"], row["precision"]) for row in rows if row.get("opset") == arguments.opset}
     for model in arguments.model:
         missing = [precision for precision in arguments.precision if (model, precision) not in done]
         if not missing:
@@ -65,7 +68,8 @@ def main() -> int:
             folder = Path(name)
             inputs = prepared(model, folder)
             for precision in missing:
-                rows.append(row_of(inputs, precision, folder))
+                row = row_of(inputs, precision, folder, arguments.opset)
+                rows.append(row)
                 rows.sort(key=_place)
                 document = {
                     "schema_version": 1,
@@ -74,15 +78,15 @@ def main() -> int:
                     "rows": rows,
                 }
                 keep(_PATH, document)
-                print(f"{model}, {precision}: {rows_in_words(rows, model, precision)}", flush=True)
+                print(f"{model}, {precision}: {in_words(row)}", flush=True)
     return 0
 
 
-def row_of(inputs: Mapping[str, Any], precision: str, folder: Path) -> dict[str, Any]:
+def row_of(inputs: Mapping[str, Any], precision: str, folder: Path, opset: int | None) -> dict[str, Any]:
     """Export a model in a precision, and compile it in a process of its own."""
-    about = {"model": inputs["model"], "precision": precision, "commit": commit()}
+    about = {"model": inputs["model"], "precision": precision, "opset": opset, "commit": commit()}
     try:
-        bundle = exported(inputs, precision, folder)
+        bundle = exported(inputs, precision, folder, opset)
     except CalipsoError as error:
         return {**about, "failed": f"export: {error}"}
     command = [sys.executable, "-m", "benchmarks.rtx_builds", "--compile", str(bundle)]
@@ -93,14 +97,14 @@ def row_of(inputs: Mapping[str, Any], precision: str, folder: Path) -> dict[str,
     return {**about, **found}
 
 
-def exported(inputs: Mapping[str, Any], precision: str, folder: Path) -> Path:
+def exported(inputs: Mapping[str, Any], precision: str, folder: Path, opset: int | None) -> Path:
     """Write a bundle of random weights; whether it passes its gates is another measurement."""
     output = folder / f"{precision}.calipso"
     config = ExportConfig(
         **inputs,
         calib_data=folder / "task" / "shots",
         precision=precision,
-        opset=max(_OPSET, ALL_PRECISIONS[precision].min_opset),
+        opset=opset or max(_OPSET, ALL_PRECISIONS[precision].min_opset),
         repair_minutes=0,
         reference=False,
         force=True,
@@ -116,10 +120,7 @@ def compiled(bundle: Path) -> dict[str, Any]:
     start = time.perf_counter()
     finished = compile_ahead(bundle, BuildOptions(profiles=AHEAD_PROFILES), report=lambda *_: None)
     seconds, record = time.perf_counter() - start, finished.plan.record
-    layers = record.layers
-    # A product that was merged with others is listed under none of their names: it is in `products` alone.
-    narrow = "fp8" if "fp8" in layers["heavy_types"] else "int8"
-    wider = [node for node in layers["quantised"] if layers["products"].get(node, narrow) != narrow]
+    layers = LayerReport(**record.layers)
     return {
         "seconds": seconds,
         "peak_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / _MIB,
@@ -128,17 +129,17 @@ def compiled(bundle: Path) -> dict[str, Any]:
         "compiled_for": [list(each) for each in record.compiled_for],
         "compiler": record.machine.tensorrt,
         "profiles": [dataclasses.asdict(each) for each in record.options.profiles],
-        "products": layers["heavy_types"],
-        "products_with_8_bit_weights": len(layers["quantised"]),
-        "of_these_dequantised": len(wider),
-        "attentions_fused": layers["fused"],
-        "attentions_not_fused": len(layers["unfused"]),
+        "layers": layers.count,
+        "products": layers.heavy_types,
+        "products_with_8_bit_weights": len(layers.quantised),
+        "of_these_dequantised": len(layers.dequantised),
+        "attentions_fused": layers.fused,
+        "attentions_not_fused": len(layers.unfused),
     }
 
 
-def rows_in_words(rows: list[Mapping[str, Any]], model: str, precision: str) -> str:
+def in_words(row: Mapping[str, Any]) -> str:
     """A line for the terminal."""
-    (row,) = (each for each in rows if (each["model"], each["precision"]) == (model, precision))
     return str(row.get("failed") or f"{row['seconds']:.1f} s, {row['plan_bytes'] / 1e6:.0f} MB, {row['products']}")
 
 

@@ -33,7 +33,7 @@ from calipso_runtime.errors import EngineBuildError, ModelError
 NAMES = ("fp32", "fp16", "int8", "fp8")
 # The oldest that has every one of them.
 OPSET = 20
-# Largest magnitudes of activations: seen between these on random weights.
+# Largest magnitudes of activations lie between these.
 _RANGES = (0.5, 8.0)
 
 
@@ -79,15 +79,15 @@ def graphs(model: LoadedModel, folder: Path) -> tuple[ir.Model, ir.Model]:
 def save(model: ir.Model, name: str, path: Path) -> None:
     """Write a graph in a precision."""
     precision = PRECISIONS[name]
-    ranges = drawn_ranges(model.graph) if precision.activations else None
+    ranges = random_ranges(model.graph) if precision.activations else None
     ir.save(lower(model, precision, ranges=ranges, ort_forms={}).portable, path, external_data=f"{path.name}.data")
 
 
-def drawn_ranges(graph: ir.Graph) -> dict[str, float]:
-    """Return a range for every tensor, no two the same: layers of equal scales share kernels, and plans get smaller."""
+def random_ranges(graph: ir.Graph) -> dict[str, float]:
+    """Return a range for every tensor, no two the same: layers of equal scales share constants in a plan."""
     names = dict.fromkeys(str(value.name) for node in graph for value in node.inputs if value is not None)
-    drawn = np.random.default_rng(SEED).uniform(*_RANGES, len(names))
-    return dict(zip(names, drawn.tolist(), strict=True))
+    ranges = np.random.default_rng(SEED).uniform(*_RANGES, len(names))
+    return dict(zip(names, ranges.tolist(), strict=True))
 
 
 def compiled(path: Path, capabilities: Sequence[Capability]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def compiled(path: Path, capabilities: Sequence[Capability]) -> dict[str, Any]:
         "untold": len(made_of.untold),
         "products": dict(made_of.heavy_types),
         "quantised": len(made_of.quantised),
-        "restored_at_run_time": sum(" x " in made_of.products.get(node, "") for node in made_of.quantised),
+        "dequantised_at_run_time": len(made_of.dequantised),
         "onnx_bytes": size,
         "plan_bytes": plan.plan.stat().st_size,
         "build_seconds": round(seconds, 2),

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from benchmarks import sweep_compile, sweep_compile_one, sweep_compile_tables
-from benchmarks.sweep_compile_one import NAMES, compiled, drawn_ranges
+from benchmarks.sweep_compile_one import NAMES, compiled, random_ranges
 from benchmarks.sweep_models import described
 from onnx import TensorProto, helper
 
@@ -92,14 +92,14 @@ def test_a_failure_that_is_not_the_graphs_is_no_refusal(
         assert compiled(tmp_path / "model.onnx", [AMPERE, ADA])["builds_for"] == builds_for
 
 
-def test_no_two_tensors_share_a_drawn_range(tmp_path: Path) -> None:
+def test_no_two_tensors_share_a_range(tmp_path: Path) -> None:
     graph = ir.load(written(tmp_path, "Attention")).graph
 
-    ranges = drawn_ranges(graph)
+    ranges = random_ranges(graph)
 
     assert set(ranges) == {"image", "a", "b", "c"}
     assert len(set(ranges.values())) == len(ranges)
-    assert ranges == drawn_ranges(graph)
+    assert ranges == random_ranges(graph)
 
 
 def test_the_image_tower_counts_more_than_the_rest() -> None:

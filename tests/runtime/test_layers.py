@@ -61,6 +61,17 @@ def test_an_eight_bit_product_is_known_by_what_it_multiplies_though_its_output_i
     assert (found.heavy_types, found.products, found.quantised) == ({"int8": 1}, {node: "int8"}, [node])
 
 
+@pytest.mark.parametrize(
+    ("operands", "wider"), [(["Half", "Half"], "fp16"), (["Int8", "Half"], "int8 x fp16"), (["Int8", "Int8"], None)]
+)
+def test_eight_bit_weights_of_a_wider_product_are_dequantised(operands: list[str], wider: str | None) -> None:
+    node = f"{BLOCK}.mlp.c_fc/MatMul"
+
+    found = judged(product("gemm", operands, "Half", [node, f"{node}/dequantise_weight"]))
+
+    assert found.dequantised == ({} if wider is None else {node: wider})
+
+
 def test_a_product_of_two_types_names_both() -> None:
     assert judged(
         product("__myl_CastMulFc_myl0_5", ["Int8", "Half"], "Half", [], kind="runtime_fusion")

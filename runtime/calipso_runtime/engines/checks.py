@@ -9,7 +9,7 @@ import numpy as np
 
 from calipso_runtime.backends import Backend, TensorInfo
 from calipso_runtime.bundle import Bundle
-from calipso_runtime.engines.layers import TOWER, LayerReport
+from calipso_runtime.engines.layers import EIGHT_BITS, TOWER, LayerReport
 from calipso_runtime.engines.options import BuildOptions
 from calipso_runtime.errors import EngineBuildError
 from calipso_runtime.manifest import Manifest
@@ -28,7 +28,6 @@ _HEAVY_TYPE: Mapping[str, str] = {
 }
 # How the answers of an engine stand that was compiled on a machine without its GPU.
 UNVERIFIED = "unverified"
-_EIGHT_BITS = ("int8", "fp8")
 # Precisions that compute in 16 bits what is not in eight.
 _HALF = ("fp16", "bf16", "int8-fp16", "fp8")
 # Precisions whose attention TensorRT has fused kernels for: fp32 has none.
@@ -174,9 +173,9 @@ def _fallen_back(manifest: Manifest, layers: LayerReport) -> list[str]:
 def _dequantised(manifest: Manifest, layers: LayerReport) -> list[str]:
     """Products with eight-bit weights whose kernels multiply something wider."""
     expected = _HEAVY_TYPE.get(manifest.precision)
-    if expected not in _EIGHT_BITS:
+    if expected not in EIGHT_BITS:
         return []
-    wider = {node: kind for node in layers.quantised if (kind := layers.products.get(node, expected)) != expected}
+    wider = layers.dequantised
     if not wider:
         return []
     message = (

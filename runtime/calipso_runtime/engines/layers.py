@@ -14,14 +14,15 @@ from typing import Any
 OPERANDS = 2
 # From narrow to wide: a product of two types computes in the wider one.
 _BY_WIDTH = ("fp4", "fp8", "int8", "fp16", "bf16", "fp32")
+EIGHT_BITS = ("int8", "fp8")
 _TIMES = " x "
 # Kernels of fused attention say so: "_gemm_mha_v2_0x...", "fmha_v2_flash_attention_fp16_S_40_...".
 _FUSED_NAME = re.compile(r"mha|flash", re.IGNORECASE)
 # The softmax of a tower's attention, or the operator that holds it, by the names that the exporter gives. CALIP's is
 # too wide for such kernels.
 TOWER = "tower."
-_SOFTMAX = re.compile(r"(tower\..*)/(?:Softmax|Attention)(_\d+)?")
-_SOFTMAX_OPERATOR = "/Softmax"
+_ATTENTION = re.compile(r"(tower\..*)/(?:Softmax|Attention)(_\d+)?")
+_SOFTMAX_NODE = "/Softmax"
 # A layer's name ends in the number of its profile, and its own.
 _OF_PROFILE = re.compile(r"_myl(\d+)_\d+$")
 _PRODUCT = re.compile(r"/(MatMul|Gemm|Conv|Einsum)(_\d+)?$")
@@ -85,7 +86,7 @@ class Layer:
     @property
     def block_nodes(self) -> tuple[tuple[str, str], ...]:
         """Nodes that hold the softmax of an attention block, and the block of each."""
-        return tuple((node, found[1]) for node in self.nodes if (found := _SOFTMAX.fullmatch(node)) is not None)
+        return tuple((node, found[1]) for node in self.nodes if (found := _ATTENTION.fullmatch(node)) is not None)
 
     @property
     def profile(self) -> str:
@@ -106,7 +107,7 @@ class Layer:
         if self.has_attention_name:
             return True
         # The operator alone says nothing: kernels that copy what it reads or gives list it too.
-        blocks = [block for node, block in self.block_nodes if _SOFTMAX_OPERATOR in node]
+        blocks = [block for node, block in self.block_nodes if _SOFTMAX_NODE in node]
         return any(sum(node.startswith(f"{block}/MatMul") for node in self.nodes) >= OPERANDS for block in blocks)
 
     @property
@@ -143,6 +144,16 @@ class LayerReport:
     reformats: int
     layers: Sequence[Mapping[str, Any]]
     is_detailed: bool
+
+    @property
+    def dequantised(self) -> dict[str, str]:
+        """By the name of a product with eight-bit weights, the wider type that its kernel multiplies.
+
+        The engine dequantises these weights whenever it runs. A product that was merged with others is not in the list,
+        and counts as one in eight bits.
+        """
+        found = {node: self.products[node] for node in self.quantised if node in self.products}
+        return {node: kind for node, kind in found.items() if kind not in EIGHT_BITS}
 
     def as_json(self) -> dict[str, Any]:
         """For the plan's record."""
@@ -187,7 +198,7 @@ def _unfused(layers: Sequence[Layer]) -> list[str]:
         block
         for layer in apart
         for node, block in layer.block_nodes
-        if _SOFTMAX_OPERATOR in node or (layer.profile, node) not in fused
+        if _SOFTMAX_NODE in node or (layer.profile, node) not in fused
     )
 
 
