@@ -9,7 +9,7 @@ from typing import Any
 from calipso_bench.contenders import CONTENDERS
 from calipso_bench.scenarios import SCENARIOS
 from calipso_bench.verification import STAGES
-from calipso_runtime.backends import BACKENDS, NAMED
+from calipso_runtime.backends import ALL_BACKENDS, BACKENDS
 from calipso_runtime.devices import cpu_count, cpu_quota
 from calipso_runtime.errors import UsageError
 
@@ -66,7 +66,7 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         _check_names("--against", self.against, tuple(CONTENDERS), may_be_empty=True)
-        _check_names("--backends", self.backends, tuple(NAMED))
+        _check_names("--backends", self.backends, tuple(ALL_BACKENDS))
         _check_names("--stages", self.stages, STAGES)
         _check_names("--scenario", self.scenarios, (*SCENARIOS, "all"))
         _check_counts("--batch", self.batches)

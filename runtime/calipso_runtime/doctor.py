@@ -65,7 +65,7 @@ def examine() -> Report:
         onnxruntime=installed_version(*_ORT_DISTRIBUTIONS),
         onnxruntime_problem=ort_problem,
         providers=providers,
-        backends=[_backend(name) for name in backends.NAMED],
+        backends=[_backend(name) for name in backends.ALL_BACKENDS],
         cuda_driver=driver.version,
         cuda_problem=driver.problem,
         gpus=list(driver.devices),

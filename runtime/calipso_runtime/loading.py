@@ -55,9 +55,9 @@ def load(
 
     Args:
         path: the bundle's directory, or a bare `.onnx` that Calipso exported.
-        backend: "auto", or a name of `backends.NAMED`: "tensorrt", "tensorrt-rtx", "ort-cuda", "ort", "openvino".
-            "auto" takes the first that really runs here; TensorRT, or TensorRT for RTX, where `calipso build` made an
-            engine for this GPU.
+        backend: "auto", or a name of `backends.ALL_BACKENDS`: "tensorrt", "ort", "ort-plugin:webgpu". "auto"
+            takes the first that really runs here; TensorRT, or TensorRT for RTX, where `calipso build` made an engine
+            for this GPU.
         threads: of the engine on the CPU; None is one per physical core.
         keep_optimised: let an engine keep a large graph, as it optimised it for this CPU, in the user's cache
             folder ($CALIPSO_CACHE), so that the next process starts faster and with less memory. It takes about as

@@ -14,8 +14,9 @@ from calipso_runtime.engines.build import build
 from calipso_runtime.engines.options import BuildOptions
 from calipso_runtime.errors import BackendError, BackendUnavailableError, BundleCorruptError
 
-# Those that compute on any machine, both TensorRTs on stand-ins; "ort-cuda" is the last two on another provider.
-ENGINES = ("ort", "openvino", "tensorrt", "tensorrt-rtx", "bound-on-cpu", "graphs-on-cpu")
+# Those that compute on any machine, both TensorRTs on stand-ins; "ort-cuda" is bound and graphs, and plug-ins are the
+# last one, on other providers.
+ENGINES = ("ort", "openvino", "tensorrt", "tensorrt-rtx", "bound-on-cpu", "graphs-on-cpu", "plugin-on-cpu")
 
 
 def pixels(seed: int, count: int = 1) -> np.ndarray:

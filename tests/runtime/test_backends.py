@@ -53,7 +53,9 @@ def pretend_gpu_build(monkeypatch: pytest.MonkeyPatch, *, falls_back: bool, driv
 
 
 def test_every_backend_in_the_table_can_be_chosen() -> None:
-    assert [backends.choose(name).candidates for name in backends.NAMED] == [(name,) for name in backends.NAMED]
+    assert [backends.choose(name).candidates for name in backends.ALL_BACKENDS] == [
+        (name,) for name in backends.ALL_BACKENDS
+    ]
     assert set(backends.BACKENDS) == {"tensorrt", "tensorrt-rtx", "ort", "ort-cuda", "ort-tensorrt", "openvino"}
     assert backends.choose("auto").candidates == ("tensorrt", "tensorrt-rtx", "ort-cuda", "ort", "openvino")
     assert backends.choose("ort").reason == "ort was asked for"

@@ -19,7 +19,7 @@ from rich.console import Console
 from runtime_samples import LABELS, MakeBundle, picture
 
 import calipso_runtime
-from calipso_runtime.backends import NAMED
+from calipso_runtime.backends import ALL_BACKENDS
 from calipso_runtime.cli import calipso
 from child_process import child
 
@@ -241,7 +241,7 @@ def test_doctor_tells_of_every_backend_whether_it_works_or_why_not(run: Run, mon
 
     told = {each["name"]: each for each in json.loads(run("doctor", "--json").stdout)["backends"]}
 
-    assert set(told) == set(NAMED)
+    assert set(told) == set(ALL_BACKENDS)
     assert told["ort"] == {"name": "ort", "works": True, "detail": "--backend ort can be used"}
     assert not told["openvino"]["works"]
     assert "pip install 'calipso[openvino]'" in told["openvino"]["detail"]

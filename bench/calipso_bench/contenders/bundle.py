@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import calipso_runtime
 from calipso_bench.contenders import BUNDLE_PREFIX, ContenderUnavailable, Float32, Source
-from calipso_runtime.backends import NAMED
+from calipso_runtime.backends import ALL_BACKENDS
 from calipso_runtime.errors import BackendUnavailableError, CalipsoWarning
 
 
@@ -17,7 +17,7 @@ def import_backend(backend: str) -> None:
         ContenderUnavailable: it is not installed.
     """
     try:
-        importlib.import_module(NAMED[backend].partition(":")[0])
+        importlib.import_module(ALL_BACKENDS[backend].partition(":")[0])
     except BackendUnavailableError as error:
         raise ContenderUnavailable(str(error)) from error
 

@@ -35,7 +35,7 @@ PLUGINS: Mapping[str, str] = {
     "ort-plugin:webgpu": "calipso_runtime.backends.ort_plugin:WebGpuPlugin",
     "ort-plugin:openvino": "calipso_runtime.backends.ort_plugin:OpenVinoPlugin",
 }
-NAMED: Mapping[str, str] = {**BACKENDS, **PLUGINS}
+ALL_BACKENDS: Mapping[str, str] = {**BACKENDS, **PLUGINS}
 # What "auto" tries, in this order. Not "ort-tensorrt": it builds engines first, for minutes, so it has to be asked for.
 AUTO_ORDER = ("tensorrt", "tensorrt-rtx", "ort-cuda", "ort", "openvino")
 
@@ -101,7 +101,7 @@ class Backend(Protocol):
     else the reason in words.
 
     Attributes:
-        name: as in `NAMED`.
+        name: as in `ALL_BACKENDS`.
         provider: what computes in fact, read back from the engine: "CPUExecutionProvider".
         graph: name of the file that it loaded, and how, in words.
         metadata: the graph's own key-value pairs.
@@ -182,9 +182,9 @@ def choose(name: str) -> Choice:
     """
     if name == AUTO:
         return Choice(candidates=AUTO_ORDER, reason=f"auto prefers {', then '.join(AUTO_ORDER)}")
-    if name in NAMED:
+    if name in ALL_BACKENDS:
         return Choice(candidates=(name,), reason=f"{name} was asked for")
-    message = f"backend {name!r} is unknown: expected {AUTO}, {', '.join(NAMED)}"
+    message = f"backend {name!r} is unknown: expected {AUTO}, {', '.join(ALL_BACKENDS)}"
     raise UsageError(message)
 
 
@@ -200,7 +200,7 @@ def connect(
 
     Args:
         bundle: whose hashes were checked.
-        backend: "auto" or a name of `NAMED`.
+        backend: "auto" or a name of `ALL_BACKENDS`.
         threads: for the engine's computation on the CPU; None leaves it to the engine.
         keep_optimised: whether an engine may keep what it optimised in the cache folder.
         gpu: how a GPU is used.
@@ -281,5 +281,5 @@ def _bound(engine: Backend, head: Head) -> Backend:
 
 
 def _constructor(name: str) -> Callable[..., Backend]:
-    module, _, attribute = NAMED[name].partition(":")
+    module, _, attribute = ALL_BACKENDS[name].partition(":")
     return cast("Callable[..., Backend]", getattr(importlib.import_module(module), attribute))

@@ -5,6 +5,7 @@ without a GPU and quietly computes on the CPU. So the provider is read back from
 """
 
 import copy
+import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,8 +35,9 @@ except ImportError as error:
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
+NV_TENSORRT_RTX_PROVIDER = "NvTensorRTRTXExecutionProvider"
 # Providers that need NVIDIA's driver: without it they are not even tried, for they would log and fall back.
-NEED_CUDA = (CUDA_PROVIDER, TENSORRT_PROVIDER, "NvTensorRTRTXExecutionProvider")
+NEED_CUDA = (CUDA_PROVIDER, TENSORRT_PROVIDER, NV_TENSORRT_RTX_PROVIDER)
 
 # y = x of float32 [1], to see whether a provider comes up. Written by tests/runtime/make_identity_model.py.
 IDENTITY_MODEL = bytes.fromhex(
@@ -53,6 +55,9 @@ Device: TypeAlias = Any
 # Answers a batch: see `Backend.run`.
 Ask: TypeAlias = Callable[[npt.NDArray[np.floating], Sequence[str]], dict[str, npt.NDArray[np.floating]]]
 
+_registering = threading.Lock()
+# Providers whose libraries this process registered: where they have no device, onnxruntime does not list them.
+_registered: set[str] = set()
 _KEPT = "session.optimized_model_external_initializers"
 # Makes int8 weights uint8, whose products onnxruntime sums exactly on an x86 CPU without VNNI.
 UNSIGNED_WEIGHTS = "session.x64quantprecision"
@@ -88,15 +93,45 @@ def listed_providers() -> list[str]:
     return list(onnxruntime.get_available_providers())
 
 
-def register_plugin(name: str, library: str) -> None:
-    """Load the library of an execution provider, once. Raises onnxruntime's own errors."""
-    onnxruntime.register_execution_provider_library(name, library)
+def register_plugin(provider: str, library: str) -> None:
+    """Load the library of an execution provider, once in a process. Raises onnxruntime's own errors.
+
+    A second time would list its devices twice, or fail and crash the next session.
+    """
+    with _registering:
+        if not plugin_devices(provider) and provider not in _registered:
+            onnxruntime.register_execution_provider_library(provider, library)
+            _registered.add(provider)
 
 
 def plugin_devices(provider: str) -> list[Device]:
-    """What a provider that was registered can compute on; graphic cards come before anything else."""
+    """Return what a registered provider can compute on; GPUs come first."""
     found = [each for each in onnxruntime.get_ep_devices() if each.ep_name == provider]
     return sorted(found, key=lambda each: each.device.type != onnxruntime.OrtHardwareDeviceType.GPU)
+
+
+def open_on_plugin(
+    model: str | bytes,
+    provider: str,
+    *,
+    threads: int | None,
+    session_settings: Mapping[str, str],
+    settings: Mapping[str, str] | None = None,
+) -> Session:
+    """Open a graph on the first device of a registered provider.
+
+    Args:
+        model: a path, or the graph itself.
+        provider: its name.
+        threads: inside an operator, on the CPU.
+        session_settings: of the session.
+        settings: of the provider.
+    """
+    options = session_options(threads)
+    for name, value in session_settings.items():
+        options.add_session_config_entry(name, value)
+    options.add_provider_for_devices(plugin_devices(provider)[:1], dict(settings or {}))
+    return onnxruntime.InferenceSession(model, options, enable_fallback=0)
 
 
 def takes_plugins() -> bool:
@@ -113,10 +148,22 @@ def why_unavailable(provider: str) -> str | None:
     listed = listed_providers()
     if provider not in listed:
         return f"onnxruntime {version()} was built without {provider}; it has {', '.join(listed)}"
+    if (reason := why_no_driver(provider)) is not None:
+        return reason
+    return why_it_fails(provider, lambda: open_session(IDENTITY_MODEL, provider, threads=1))
+
+
+def why_no_driver(provider: str) -> str | None:
+    """Return why a provider of NVIDIA cannot work here; None for any other, or where the driver has a device."""
     if provider in NEED_CUDA and (problem := devices.cuda_driver().problem) is not None:
         return f"{provider} needs a CUDA device: {problem}"
+    return None
+
+
+def why_it_fails(provider: str, opened: Callable[[], Session]) -> str | None:
+    """Run a session on the graph of one node, and return why that fails or runs elsewhere; None where it works."""
     try:
-        session = open_session(IDENTITY_MODEL, provider, threads=1)
+        session = opened()
         session.run(None, {"x": np.zeros(1, np.float32)})
     except ORT_ERRORS as error:
         return f"{provider} does not come up: {error}"

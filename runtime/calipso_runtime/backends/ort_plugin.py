@@ -7,7 +7,6 @@ A further plug-in is a class of three lines, and one line in `backends.PLUGINS`.
 """
 
 import importlib
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -16,16 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime.backends import ort
-from calipso_runtime.backends.ort import (
-    CPU_PROVIDER,
-    ORT_ERRORS,
-    OrtBackend,
-    Session,
-    metadata_of,
-    open_session,
-    session_options,
-    version,
-)
+from calipso_runtime.backends.ort import CPU_PROVIDER, IDENTITY_MODEL, ORT_ERRORS, OrtBackend, Session
 from calipso_runtime.bundle import Bundle
 from calipso_runtime.caching import cache_folder
 from calipso_runtime.errors import BackendError
@@ -34,16 +24,13 @@ if TYPE_CHECKING:
     from typing import Self
 
 _ONLY_IT = "session.disable_cpu_ep_fallback"
-_registering = threading.Lock()
-# By module: the name of its provider. A library can be registered only once in a process.
-_registered: dict[str, str] = {}
 
 
 class OrtPluginBackend(OrtBackend):
     """The portable graph on a provider that ONNX Runtime loads from a library: all of the graph, or an error.
 
     Attributes:
-        module: of the package, with `get_library_path` and `get_ep_name`.
+        module: of the package. Its `get_library_path` names the library.
         settings: of the session.
     """
 
@@ -52,49 +39,46 @@ class OrtPluginBackend(OrtBackend):
 
     @classmethod
     def why_unavailable(cls) -> str | None:
-        """None if the provider is registered and has a device, else the reason in words."""
+        """Return None if a session really runs on the provider, else the reason in words."""
+        provider, package = cls.wanted_provider, cls.module.replace("_", "-")
         if not ort.takes_plugins():
-            return f"onnxruntime {version()} loads no providers from packages: 1.23 is the first that does"
+            return f"onnxruntime {ort.version()} loads no providers from packages: 1.23 is the first that does"
+        # Asked first: NVIDIA's package changes this process when it is imported, and its library needs the driver.
+        if (reason := ort.why_no_driver(provider)) is not None:
+            return reason
         try:
-            provider = cls._provider()
+            # Where devices are listed, the provider is registered: by an earlier call, or by the application.
+            if not ort.plugin_devices(provider):
+                ort.register_plugin(provider, importlib.import_module(cls.module).get_library_path())
         except ImportError as error:
-            package = cls.module.replace("_", "-")
             return f"the package {package} cannot be imported ({error}): pip install {package}"
         except ORT_ERRORS as error:
-            return f"onnxruntime {version()} cannot load the provider of {cls.module}: {error}"
+            return f"onnxruntime {ort.version()} cannot load {provider} of the package {package}: {error}"
         if not ort.plugin_devices(provider):
             return f"{provider} finds no device on this machine that it computes on"
-        cls.wanted_provider = provider
-        return None
-
-    @classmethod
-    def _provider(cls) -> str:
-        """Register the library, if that was not done before in this process, and return the provider's name."""
-        with _registering:
-            if cls.module not in _registered:
-                package = importlib.import_module(cls.module)
-                ort.register_plugin(cls.module, package.get_library_path())
-                _registered[cls.module] = package.get_ep_name()
-            return _registered[cls.module]
+        return ort.why_it_fails(
+            provider, lambda: ort.open_on_plugin(IDENTITY_MODEL, provider, threads=1, session_settings=cls.settings)
+        )
 
     def _open(self, model_path: Path, bundle: Bundle, *, keep: bool) -> tuple[Session, Mapping[str, str]]:
         """On the first device of the provider, a GPU where it has one."""
-        options = session_options(self._threads)
-        for name, value in self.settings.items():
-            options.add_session_config_entry(name, value)
-        own = self._options(bundle, keep=keep)
-        options.add_provider_for_devices(ort.plugin_devices(self.wanted_provider)[:1], own)
         try:
-            session = Session(str(model_path), options, enable_fallback=0)
+            session = ort.open_on_plugin(
+                str(model_path),
+                self.wanted_provider,
+                threads=self._threads,
+                session_settings=self.settings,
+                settings=self._options(bundle, keep=keep),
+            )
         except ORT_ERRORS as error:
             # Where the graph itself is at fault, this says so.
-            open_session(str(model_path), CPU_PROVIDER, threads=self._threads)
+            ort.open_session(str(model_path), CPU_PROVIDER, threads=self._threads)
             message = (
                 f"{self.wanted_provider} does not take the whole graph of {model_path}, and the CPU must not compute "
                 f"the rest in silence. Take another backend, or export another --precision. onnxruntime says: {error}"
             )
             raise BackendError(message) from error
-        return session, metadata_of(session)
+        return session, ort.metadata_of(session)
 
     def _options(self, bundle: Bundle, *, keep: bool) -> dict[str, str]:
         """Return the provider's own options."""
@@ -110,6 +94,7 @@ class RtxPlugin(OrtPluginBackend):
     """TensorRT for RTX as ONNX Runtime's provider; the kernels that it compiles are kept in the cache folder."""
 
     name = "ort-plugin:tensorrt-rtx"
+    wanted_provider = ort.NV_TENSORRT_RTX_PROVIDER
     module = "onnxruntime_ep_nv_tensorrt_rtx"
 
     def _options(self, bundle: Bundle, *, keep: bool) -> dict[str, str]:
@@ -125,6 +110,7 @@ class WebGpuPlugin(OrtPluginBackend):
     """WebGPU as ONNX Runtime's provider: GPUs of any maker, through Vulkan, Metal or Direct3D."""
 
     name = "ort-plugin:webgpu"
+    wanted_provider = "WebGpuExecutionProvider"
     module = "onnxruntime_ep_webgpu"
 
 
@@ -132,4 +118,5 @@ class OpenVinoPlugin(OrtPluginBackend):
     """OpenVINO as ONNX Runtime's provider, on Intel's CPUs, GPUs and NPUs."""
 
     name = "ort-plugin:openvino"
+    wanted_provider = "OpenVINOExecutionProvider"
     module = "onnxruntime_ep_openvino"

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import click
 
-from calipso_runtime.backends import AUTO, NAMED, GpuOptions, HeadBackend, connect
+from calipso_runtime.backends import ALL_BACKENDS, AUTO, GpuOptions, HeadBackend, connect
 from calipso_runtime.bundle import Bundle, open_bundle
 from calipso_runtime.commands.sign import signature_option
 from calipso_runtime.commands.tables import plain_console, print_parity
@@ -28,7 +28,9 @@ from calipso_runtime.reference import BATCH_SIZES, verify_engine, verify_texts
 
 @click.command("check")
 @click.argument("bundle", type=click.Path())
-@click.option("--backend", type=click.Choice([AUTO, *NAMED]), default=AUTO, show_default=True, help="Engine to check.")
+@click.option(
+    "--backend", type=click.Choice([AUTO, *ALL_BACKENDS]), default=AUTO, show_default=True, help="Engine to check."
+)
 @click.option(
     "--batch",
     "batches",

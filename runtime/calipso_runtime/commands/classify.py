@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import click
 
 from calipso_runtime.asking import DEFAULT_BATCH
-from calipso_runtime.backends import AUTO, NAMED
+from calipso_runtime.backends import ALL_BACKENDS, AUTO
 from calipso_runtime.classifier import DEFAULT_TOP, Classifier
 from calipso_runtime.clouds import CLOUD_EXTENSIONS
 from calipso_runtime.commands.collect import PICTURE_EXTENSIONS, STDIN, collect
@@ -40,7 +40,7 @@ _Stream: TypeAlias = Callable[[Iterable[str | bytes]], Iterator[tuple[str | byte
 @click.option("--labels", metavar="FILE|a,b,c", help="Classes, one a line or inline, of a bundle that takes any.")
 @click.option("--prompts", metavar="FILE|a,b,c", help="Instead of --labels: texts that are encoded as they are.")
 @click.option("--top", type=click.IntRange(min=1), default=DEFAULT_TOP, show_default=True, help="Classes per picture.")
-@click.option("--backend", type=click.Choice([AUTO, *NAMED]), default=AUTO, show_default=True, help="Engine.")
+@click.option("--backend", type=click.Choice([AUTO, *ALL_BACKENDS]), default=AUTO, show_default=True, help="Engine.")
 @click.option(
     "--batch",
     type=click.IntRange(min=1),

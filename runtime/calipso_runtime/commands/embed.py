@@ -7,7 +7,7 @@ import click
 import numpy as np
 
 from calipso_runtime.asking import DEFAULT_BATCH
-from calipso_runtime.backends import AUTO, NAMED
+from calipso_runtime.backends import ALL_BACKENDS, AUTO
 from calipso_runtime.commands.collect import collect
 from calipso_runtime.commands.sign import signature_option
 from calipso_runtime.commands.texts import read_texts
@@ -25,7 +25,7 @@ _SOME_UNREADABLE = 1
 @click.argument("images", nargs=-1, type=click.Path())
 @click.option("--texts", metavar="FILE|a,b,c", help="Texts too, one a line or inline; encoded as they are.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="OUT.npz", help="The file.")
-@click.option("--backend", type=click.Choice([AUTO, *NAMED]), default=AUTO, show_default=True, help="Engine.")
+@click.option("--backend", type=click.Choice([AUTO, *ALL_BACKENDS]), default=AUTO, show_default=True, help="Engine.")
 @click.option(
     "--batch", type=click.IntRange(min=1), default=DEFAULT_BATCH, show_default=True, help="Pictures computed together."
 )

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from calipso_runtime.backends import AUTO, NAMED
+from calipso_runtime.backends import ALL_BACKENDS, AUTO
 from calipso_runtime.classifier import Classifier
 from calipso_runtime.commands.collect import collect
 from calipso_runtime.commands.warned import warned
@@ -28,7 +28,7 @@ def taught_option(command: _Command) -> _Command:
 
 
 def _shared(command: _Command) -> _Command:
-    backend = click.option("--backend", type=click.Choice([AUTO, *NAMED]), default=AUTO, show_default=True)
+    backend = click.option("--backend", type=click.Choice([AUTO, *ALL_BACKENDS]), default=AUTO, show_default=True)
     calibrate = click.option(
         "--calibrate/--no-calibrate", default=True, show_default=True, help="Choose alpha and beta anew."
     )
@@ -71,7 +71,7 @@ def forget_command(*, bundle: str, label: str, backend: str, calibrate: bool, ta
 @click.argument("bundle", type=click.Path())
 @click.argument("old")
 @click.argument("new")
-@click.option("--backend", type=click.Choice([AUTO, *NAMED]), default=AUTO, show_default=True)
+@click.option("--backend", type=click.Choice([AUTO, *ALL_BACKENDS]), default=AUTO, show_default=True)
 @taught_option
 def relabel_command(*, bundle: str, old: str, new: str, backend: str, taught: Path | None) -> None:
     """Give the class OLD of BUNDLE the name NEW."""
