@@ -1,7 +1,6 @@
 """The sweep that gives open_clip's configurations to the compiler of TensorRT for RTX: its rows and its table."""
 
 import contextlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -17,16 +16,13 @@ from benchmarks.sweep_models import described
 from onnx import TensorProto, helper
 
 from calipso_runtime.errors import EngineBuildError
+from needs import needs_rtx
 
-needs_rtx = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is missing: pip install '.[rtx]'"
-)
 SAMPLE = ("RN50", "ViT-S-32-alt", "ViT-B-16-SigLIP", "convnext_tiny", "MobileCLIP2-S0")
 AMPERE, ADA = (8, 6), (8, 9)
 
 
 @pytest.mark.slow
-@pytest.mark.rtx
 @needs_rtx
 def test_a_sample_of_the_families_compiles_in_every_precision(tmp_path: Path) -> None:
     path = tmp_path / "sweep.json"
@@ -56,7 +52,6 @@ def written(folder: Path, operator: str) -> Path:
     return folder / "model.onnx"
 
 
-@pytest.mark.rtx
 @needs_rtx
 def test_what_the_builder_refuses_parses_and_builds_for_nothing(tmp_path: Path) -> None:
     row = compiled(written(tmp_path, "Attention"), [AMPERE, ADA])
@@ -67,7 +62,6 @@ def test_what_the_builder_refuses_parses_and_builds_for_nothing(tmp_path: Path) 
     assert "plan_bytes" not in row
 
 
-@pytest.mark.rtx
 @needs_rtx
 def test_what_the_parser_refuses_does_not_parse(tmp_path: Path) -> None:
     row = compiled(written(tmp_path, "Unknown"), [AMPERE])

@@ -1,6 +1,5 @@
 """Tiny open_clip models, photos and configurations that the exporter's tests share."""
 
-import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,15 +42,6 @@ CALIP_HEADS: Mapping[str, st.SearchStrategy[Any]] = {
     "b2": st.floats(0, 6),
     "b3": st.floats(0, 1),
 }
-
-_NO_RTX = importlib.util.find_spec("tensorrt_rtx") is None
-
-
-def needs_rtx(test: T) -> T:
-    """Mark a test that compiles with TensorRT for RTX."""
-    skip = pytest.mark.skipif(_NO_RTX, reason="TensorRT for RTX is missing: pip install '.[rtx]'")
-    return pytest.mark.rtx(skip(test))
-
 
 MakeConfig = Callable[..., ExportConfig]
 

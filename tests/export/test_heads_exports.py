@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from export_samples import CLASSES, MakeConfig, needs_rtx, shared_config
+from export_samples import CLASSES, MakeConfig, shared_config
 from onnx import TensorProto
 from PIL import Image
 from precision_samples import LOOSE, OPSET
@@ -20,6 +20,7 @@ from calipso_runtime.engines.families import capabilities_of
 from calipso_runtime.engines.judge import Judge
 from calipso_runtime.graph_file import MODEL_FILE
 from calipso_runtime.manifest import read_manifest
+from needs import needs_rtx
 
 # Colours that a model of random weights tells apart, however its texts lie.
 COLOURS = {"ant": (230, 20, 20), "bee": (20, 230, 20), "crab": (20, 20, 230)}
@@ -64,7 +65,8 @@ def exported(
         gates={} if precision == "fp32" else LOOSE,
         **UNSET,
     )
-    export(config)
+    _, parity = export(config)
+    assert parity.failures == ()
     return name, config.output
 
 

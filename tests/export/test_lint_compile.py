@@ -1,6 +1,5 @@
 """`calipso lint --compile`: the compiler's own verdict, beside that of the rules."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,10 +10,9 @@ from click.testing import CliRunner, Result
 
 from calipso_export.cli_lint import lint_command
 from calipso_runtime.cli import CalipsoGroup
+from needs import needs_rtx
 
 GROUP = CalipsoGroup(commands={"lint": lint_command})
-MISSING = importlib.util.find_spec("tensorrt_rtx") is None
-needs_rtx = pytest.mark.skipif(MISSING, reason="TensorRT for RTX is missing: pip install '.[rtx]'")
 
 
 def run(*arguments: object) -> Result:
@@ -27,7 +25,6 @@ def saved(folder: Path, name: str) -> Path:
     return path
 
 
-@pytest.mark.rtx
 @needs_rtx
 def test_a_bundle_that_is_built_passes(bundle: Path) -> None:
     result = run(bundle)
@@ -39,7 +36,6 @@ def test_a_bundle_that_is_built_passes(bundle: Path) -> None:
     assert built.endswith(" for sm80, sm86, sm89, sm120, sm121")
 
 
-@pytest.mark.rtx
 @needs_rtx
 def test_a_graph_that_only_the_compiler_refuses_fails(tmp_path: Path) -> None:
     path = saved(tmp_path, "Relu float parser opset 20")
@@ -55,7 +51,6 @@ def test_a_graph_that_only_the_compiler_refuses_fails(tmp_path: Path) -> None:
     assert run(path).exit_code == 1
 
 
-@pytest.mark.rtx
 @needs_rtx
 def test_the_parser_names_the_node(tmp_path: Path) -> None:
     result = run(saved(tmp_path, "Transpose uint8 opset 22"), "--json")
@@ -69,7 +64,6 @@ def test_the_parser_names_the_node(tmp_path: Path) -> None:
     assert document["errors"] == sum(each["severity"] == "error" for each in document["findings"])
 
 
-@pytest.mark.rtx
 @needs_rtx
 def test_a_node_without_a_name_goes_by_its_output(tmp_path: Path) -> None:
     path = saved(tmp_path, "Transpose uint8 opset 22")
@@ -83,7 +77,6 @@ def test_a_node_without_a_name_goes_by_its_output(tmp_path: Path) -> None:
     assert "    node y0 (Transpose): " in result.stdout
 
 
-@pytest.mark.rtx
 @needs_rtx
 def test_a_crash_of_the_compiler_is_a_finding(tmp_path: Path) -> None:
     result = run(saved(tmp_path, "Attention float16 one tensor opset 24"))
@@ -93,7 +86,6 @@ def test_a_crash_of_the_compiler_is_a_finding(tmp_path: Path) -> None:
     assert "    the graph: the compiler crashed (SIG" in result.stdout
 
 
-@pytest.mark.rtx
 @needs_rtx
 @pytest.mark.parametrize(
     ("kind", "capabilities"), [("int8", "sm80, sm86, sm89, sm120, sm121"), ("float8e4m3fn", "sm89, sm120, sm121")]

@@ -1,6 +1,5 @@
 """The lint's rules for TensorRT for RTX say what its compiler says of the same graphs."""
 
-import importlib.util
 from pathlib import Path
 
 import lint_verdicts
@@ -12,13 +11,8 @@ from calipso_export.lint.rule import ERROR, Rule
 from calipso_export.lint.rules import FIRST, RULES
 from calipso_export.lint.targets import RTX
 from calipso_runtime.engines.judge import Judge
+from needs import NEEDS_RTX
 
-needs_rtx = (
-    pytest.mark.rtx,
-    pytest.mark.skipif(
-        importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is missing: pip install '.[rtx]'"
-    ),
-)
 AGREED = 0.99
 # What TensorRT's documents refuse and this compiler takes, and what neither they nor the lint once knew.
 ONCE_WRONG = (
@@ -79,7 +73,7 @@ def test_a_rule_that_was_wrong_once_says_what_the_compiler_says(name: str) -> No
 
 
 @pytest.mark.parametrize(
-    "step", [pytest.param(EVERY, marks=needs_rtx), pytest.param(1, marks=(*needs_rtx, pytest.mark.slow))]
+    "step", [pytest.param(EVERY, marks=NEEDS_RTX), pytest.param(1, marks=(*NEEDS_RTX, pytest.mark.slow))]
 )
 def test_the_compiler_says_of_many_graphs_what_was_recorded(step: int) -> None:
     names = [*ONCE_WRONG, *list(lint_verdicts.table())[::step]]
@@ -87,7 +81,7 @@ def test_the_compiler_says_of_many_graphs_what_was_recorded(step: int) -> None:
     assert lint_verdicts.judge_all(names) == {name: lint_verdicts.recorded().verdicts[name] for name in names}
 
 
-@pytest.mark.parametrize("domain", [pytest.param("com.example", marks=needs_rtx)])
+@pytest.mark.parametrize("domain", [pytest.param("com.example", marks=NEEDS_RTX)])
 def test_an_operator_of_another_domain_is_refused(judge: Judge, domain: str, tmp_path: Path) -> None:
     model = lint_verdicts.table()["Relu float parser opset 20"].model()
     model.graph.node[0].domain, model.graph.node[0].op_type = domain, "Own"

@@ -1,6 +1,5 @@
 """TensorRT for RTX compiles what the exporter writes, in every precision; it needs no GPU."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -16,13 +15,9 @@ from calipso_runtime.engines.families import capabilities_of
 from calipso_runtime.engines.layers import LayerReport
 from calipso_runtime.engines.options import AHEAD_PROFILES, BuildOptions
 from calipso_runtime.graph_file import MODEL_FILE
+from needs import NEEDS_RTX
 
-pytestmark = [
-    pytest.mark.rtx,
-    pytest.mark.skipif(
-        importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is missing: pip install '.[rtx]'"
-    ),
-]
+pytestmark = NEEDS_RTX
 
 # Bundles that the quick tests have made anyway.
 QUICK = ("fp32", "fp16", "int8")

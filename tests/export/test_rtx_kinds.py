@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from export_samples import CLASSES, HEAD, needs_rtx, shared_config
+from export_samples import CLASSES, HEAD, shared_config
 from precision_samples import LOOSE, OPSET
 
 from calipso_export import export
@@ -17,6 +17,7 @@ from calipso_runtime.errors import UsageError
 from calipso_runtime.graph_file import MODEL_FILE, TEXT_FILE
 from calipso_runtime.head.file import refuse_engine
 from calipso_runtime.manifest import read_manifest
+from needs import needs_rtx
 
 pytestmark = pytest.mark.slow
 PRECISION = "fp16"

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from precision_samples import ExportLow, graph_of, lowered, node
 
-from calipso_export.forms.standard_attention import FIRST_OPSET, spelled_out_attention, standard_attention
+from calipso_export.forms.standard_attention import FIRST_OPSET, decompose_attention, standard_attention
 from calipso_export.precision import PRECISIONS
 from calipso_runtime.graph_file import MODEL_FILE
 
@@ -91,11 +91,11 @@ def test_the_operator_reads_queries_keys_and_values_with_their_heads_first() -> 
     assert len({id(value) for value in found.inputs}) == 3
 
 
-def test_spelling_it_out_gives_the_nodes_again() -> None:
+def test_decomposing_it_gives_the_nodes_again() -> None:
     model, x = lowered(attention(), PRECISIONS["fp16"]).portable, array(2, ROWS, HEADS * 16)
     before = answer(lowered(attention(opset=20), PRECISIONS["fp16"]).portable, x)
 
-    assert spelled_out_attention(model.graph) == 1
+    assert decompose_attention(model.graph) == 1
 
     assert operators(model)["Attention"] == 0
     np.testing.assert_allclose(answer(model, x), before, atol=1e-3)

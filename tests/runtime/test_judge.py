@@ -1,9 +1,8 @@
 """The compiler's verdict about any graph: what it takes, what it refuses, and what makes it crash."""
 
-import importlib.util
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -14,14 +13,7 @@ from onnx import TensorProto, helper
 from calipso_runtime.engines.families import Capability
 from calipso_runtime.engines.judge import CRASH, Judge
 from calipso_runtime.errors import BackendUnavailableError, EngineBuildError
-
-MISSING = importlib.util.find_spec("tensorrt_rtx") is None
-
-
-def needs_rtx(test: Callable[..., None]) -> Callable[..., None]:
-    skip = pytest.mark.skipif(MISSING, reason="TensorRT for RTX is missing: pip install '.[rtx]'")
-    return pytest.mark.rtx(skip(test))
-
+from needs import needs_rtx
 
 ADA: tuple[Capability, ...] = ((8, 9),)
 

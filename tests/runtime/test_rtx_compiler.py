@@ -1,6 +1,5 @@
 """Real builds by TensorRT for RTX, which need no GPU: bundles of each precision, and what ends a build."""
 
-import importlib.util
 import os
 import re
 import resource
@@ -22,13 +21,9 @@ from calipso_runtime.engines.options import BatchRange, BuildOptions
 from calipso_runtime.engines.plans import read_plan
 from calipso_runtime.engines.workplace import Finished
 from calipso_runtime.errors import EngineBuildError
+from needs import NEEDS_RTX
 
-pytestmark = [
-    pytest.mark.rtx,
-    pytest.mark.skipif(
-        importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is missing: pip install '.[rtx]'"
-    ),
-]
+pytestmark = NEEDS_RTX
 
 # More than one row even at the smallest batch: for one row the compiler writes products as sums.
 SMALL = BuildOptions(profiles=(BatchRange.parse("2,4,8"),))

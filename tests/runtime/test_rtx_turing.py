@@ -1,20 +1,15 @@
 """The compiler's own network, whose fp32 products become convolutions for Turing: weights, names and shapes stay."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import onnx
-import pytest
 import rtx_samples
 from onnx import TensorProto, helper, numpy_helper
 
-pytestmark = [
-    pytest.mark.rtx,
-    pytest.mark.skipif(
-        importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is missing: pip install '.[rtx]'"
-    ),
-]
+from needs import NEEDS_RTX
+
+pytestmark = NEEDS_RTX
 WIDTH, CLASSES = 8, 5
 TEXT = np.random.default_rng(0).standard_normal((WIDTH, CLASSES)).astype(np.float32)
 

@@ -15,10 +15,9 @@ from calipso_export.forms.matching import (
     static_shape,
     transpose,
 )
+from calipso_export.lint.operators import LEAST_HEAD, MOST_HEAD
 
 FIRST_OPSET = 23
-# Source: TensorRT's documentation of IAttention; TensorRT for RTX 1.7's builder refuses smaller and larger heads.
-LEAST_HEAD, MOST_HEAD = 16, 256
 OPERATOR = "Attention"
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _KEYS_TURNED, _HEADS_FIRST, _LAST_TWO = (0, 2, 3, 1), (0, 2, 1, 3), (0, 1, 3, 2)
@@ -34,7 +33,7 @@ def standard_attention(graph: ir.Graph) -> int:
     return sum(_replace(graph, softmax) for softmax in nodes_of(graph, "Softmax"))
 
 
-def spelled_out_attention(graph: ir.Graph) -> int:
+def decompose_attention(graph: ir.Graph) -> int:
     """Do the opposite: write every Attention as the products and the Softmax that it stands for.
 
     Of what `standard_attention` writes alone, with scale 1 and without a past.
@@ -42,7 +41,7 @@ def spelled_out_attention(graph: ir.Graph) -> int:
     Returns:
         How many attentions it replaced.
     """
-    return sum(_spell_out(graph, node) for node in nodes_of(graph, OPERATOR))
+    return sum(_decompose(graph, node) for node in nodes_of(graph, OPERATOR))
 
 
 def _replace(graph: ir.Graph, softmax: ir.Node) -> bool:
@@ -88,7 +87,7 @@ def _turned_back(turning: ir.Node) -> ir.Node | None:
     return node
 
 
-def _spell_out(graph: ir.Graph, node: ir.Node) -> bool:
+def _decompose(graph: ir.Graph, node: ir.Node) -> bool:
     query, key, value = node.inputs
     if query is None or key is None or value is None:
         return False

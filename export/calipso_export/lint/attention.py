@@ -7,12 +7,11 @@ import onnx
 from onnx import TensorProto
 
 from calipso_export.lint.network import Network
-from calipso_export.lint.operators import MOST_HEAD
+from calipso_export.lint.operators import LEAST_HEAD, MOST_HEAD
 from calipso_export.lint.rule import NodeCheck
 from calipso_export.lint.types import type_name
 
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_LEAST_HEAD = 16
 # What may lie between the products of an attention, whether or not a kernel fuses over it.
 _BETWEEN = ("Add", "Cast", "DequantizeLinear", "Div", "Dropout", "Identity", "Mul", "QuantizeLinear", "Sub", "Where")
 # Masks are added to the scores; probabilities may be quantised.
@@ -119,7 +118,7 @@ def _head(network: Network, found: Attention, aligned: int) -> Iterator[str]:
     size = shape[-1] if shape else None
     if size is None:
         return
-    if not _LEAST_HEAD <= size <= MOST_HEAD:
-        yield f"its heads have {size} channels, where {_LEAST_HEAD} to {MOST_HEAD} are fused"
+    if not LEAST_HEAD <= size <= MOST_HEAD:
+        yield f"its heads have {size} channels, where {LEAST_HEAD} to {MOST_HEAD} are fused"
     elif size % aligned:
         yield f"its heads have {size} channels, no multiple of {aligned}"

@@ -16,6 +16,7 @@ INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 # Results are written in these, and read by DequantizeLinear alone.
 QUANTISED = (TensorProto.INT8, TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1)
 MOST_KEPT = 3840
+# Source: TensorRT's documentation of IAttention; TensorRT for RTX 1.7's builder refuses smaller and larger heads.
 LEAST_HEAD, MOST_HEAD = 16, 256
 # A scale of a Resize is fp32 beside any picture; the others read a type, an index or a probability, and compute nothing
 # with it.

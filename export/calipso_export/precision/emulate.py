@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from calipso_export.forms.matching import add_constant, constant, replace_by
-from calipso_export.forms.standard_attention import spelled_out_attention
+from calipso_export.forms.standard_attention import decompose_attention
 from calipso_export.precision.islands import LAYOUT_OPERATORS
 
 _FP8, _FP8_LARGEST = ir.DataType.FLOAT8E4M3FN, 448.0
@@ -28,7 +28,7 @@ def emulate(model: ir.Model) -> ir.Model:
     """Turn a graph with 16-bit or fp8 tensors into its emulation, in place; values keep their names."""
     graph = model.graph
     # What a kernel rounds on the way is rounded here, as of the products and the Softmax that the operator stands for.
-    spelled_out_attention(graph)
+    decompose_attention(graph)
     for value in graph.initializers.values():
         _widen(value)
     for value in graph.inputs:
