@@ -93,6 +93,8 @@ def run(sweep: Sweep, arguments: argparse.Namespace) -> int:
     """All that is asked for and not done; smallest first, so that the time given is worth most."""
     names = open_clip.list_models()
     wanted = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in arguments.only)]
+    if not wanted:
+        sys.exit(f"no model of open_clip is named like {', '.join(arguments.only)}")
     path = arguments.output
     rows = read(path)
     jobs = [

@@ -107,6 +107,15 @@ def test_no_model_is_begun_after_the_time_given() -> None:
     assert begun == [1]
 
 
+def test_names_of_no_model_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["sweep", "--only", "ViT-Z-*", "--output", str(tmp_path / "none.json")])
+
+    with pytest.raises(SystemExit) as refused:
+        sweep.main()
+
+    assert "ViT-Z-*" in str(refused.value.code)
+
+
 def swept_row(name: str, **values: object) -> dict[str, object]:
     row = {"status": "exported", "family": "vit", "nodes": 9, "why_no_calip": None, "why_no_text": None}
     return {**described(name).as_json(), "layers": None, **row, "worst": {"logits": 2e-6, "tokens": 3e-6}, **values}
