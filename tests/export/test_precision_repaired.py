@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from calipso_export import ExportConfig, export
 from calipso_export.models import LoadedModel
+from calipso_export.steps import repair
 from calipso_runtime.bundle import PARITY_FILE, REPORT_FILE
 from calipso_runtime.errors import ParityError
+from calipso_runtime.parity import Parity, compare
 
 MODEL = Path(__file__).resolve().parents[2] / "models" / "shapes-vit"
 FACTOR = 1e5
@@ -87,6 +90,25 @@ def large_scores(vit: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> 
     path = tmp_path_factory.mktemp("scores") / "planted.safetensors"
     save_file({name: weight.float() for name, weight in weights.items()}, path)
     return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", ["shots", None], ids=["among other pictures", "alone"])
+def test_the_search_counts_as_edge_cases_what_the_export_counts(
+    tiny: MakeConfig, checkpoint: Path, classes: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def counted(names: list[str], *arguments: Any, edge_cases: int, **others: Any) -> Parity:
+        asked.append((edge_cases, sum(name.startswith("<") for name in names)))
+        return compare(names, *arguments, edge_cases=edge_cases, **others)
+
+    monkeypatch.setattr(repair, "compare", counted)
+    export(tiny(checkpoint=checkpoint, **({} if classes else {"verify_data": None})))
+
+    given, named = zip(*asked, strict=True)
+    assert given == named
+    assert min(named) > 0
 
 
 @pytest.mark.slow

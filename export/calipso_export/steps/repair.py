@@ -43,7 +43,6 @@ class Repairer:
 
     def __init__(self, made: Made, precision: Precision, progress: Progress) -> None:
         self._made, self._precision, self._progress = made, precision, progress
-        self._given = made[EagerAnswers].given if EagerAnswers in made else 0
         self._left = made[ExportConfig].repair_minutes * 60
         self._pinned: dict[str, str] = {}
         self._before: dict[str, LayerError] = {}
@@ -192,7 +191,7 @@ class Repairer:
             gates=self._gates(pictures),
             about={},
             checks={},
-            edge_cases=sum(index >= self._given for index, _ in pictures),
+            edge_cases=len(pictures) - self._real(pictures),
         )
         return Trial(passed=not parity.failures, error=parity.document["worst"]["relative_logit_error"])
 
@@ -209,17 +208,24 @@ class Repairer:
         everything = self._made[EagerAnswers].everything
         known = sum(picture.label is not None for picture in everything)
         labelled = sum(picture.label is not None for _, picture in pictures)
+        given, real = self._made[EagerAnswers].given, self._real(pictures)
 
-        def share(least: float) -> float:
-            return max(0.0, 1.0 - (1.0 - least) * len(everything) / len(pictures))
+        def share(least: float, of: int, among: int) -> float:
+            return max(0.0, 1.0 - (1.0 - least) * of / among)
 
         drop = gates.max_accuracy_drop
         return dataclasses.replace(
             gates,
-            min_top1_agreement=share(gates.min_top1_agreement),
-            min_same_top1=share(gates.min_same_top1),
+            min_top1_agreement=share(gates.min_top1_agreement, len(everything), len(pictures)),
+            # Of edge cases only where there is nothing else, as in `compare`.
+            min_same_top1=share(gates.min_same_top1, given or len(everything), real or len(pictures)),
             max_accuracy_drop=None if drop is None or not labelled else min(1.0, drop * known / labelled),
         )
+
+    def _real(self, pictures: Sequence[tuple[int, Picture]]) -> int:
+        """How many of them are no edge cases. Asked only once eager has answered: a repairer is made before."""
+        given = self._made[EagerAnswers].given
+        return sum(index < given for index, _ in pictures)
 
     def _pictures(self) -> list[tuple[int, Picture]]:
         """Those that went worst, and an even sample of the others."""
