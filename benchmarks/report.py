@@ -14,6 +14,7 @@ from benchmarks import (
     RESULTS,
     ROOT,
     family_tables,
+    fewshot_tables,
     gpu_tables,
     head_tables,
     host_tables,
@@ -170,6 +171,7 @@ def _read(name: str) -> Any:
 PARTS: dict[str, Callable[[], str]] = {
     "demo": demo_table,
     "families": family_tables.families_table,
+    "fewshot": fewshot_tables.fewshot_table,
     "forms": speed_tables.forms_table,
     "full-size": full_size_table,
     "gpu": gpu_tables.gpu_table,

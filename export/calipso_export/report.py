@@ -155,7 +155,7 @@ def _head(name: str, record: dict[str, Any]) -> str:
         text = f"{values}; chosen by: {chosen['method']}"
     else:
         text = f"not used: {record['reason']}"
-    if "photos" in chosen:
+    if "accuracy_with" in chosen:
         text += (
             f"; {chosen['photos']} photos, accuracy {chosen['accuracy_without']:.2%} without and "
             f"{chosen['accuracy_with']:.2%} with it"

@@ -128,7 +128,7 @@ class Classifier:
             images: see the class; one photo is taken, with a warning.
             text: float32 [D], L2-normalised: the class's text feature, where it is known.
             add: add the photos to a class that is there already.
-            calibrate: choose alpha and beta anew, by leave-one-out over all keys.
+            calibrate: choose alpha and beta anew, by the exporter's search over all keys.
             batch: how many pictures are decoded and computed together.
 
         Returns:

@@ -17,7 +17,7 @@ from calipso_export.pipeline import run_steps
 from calipso_export.progress import silent
 from calipso_export.steps import STEPS
 from calipso_export.steps.tune import HeadRecord, Tune
-from calipso_runtime.errors import ShotsError
+from calipso_runtime.head import search as head_search
 
 UP_TO_TUNE = STEPS[: [type(step) for step in STEPS].index(Tune) + 1]
 Accuracy = Callable[[float, float], float]
@@ -25,8 +25,6 @@ Accuracy = Callable[[float, float], float]
 
 @pytest.fixture
 def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "BETAS", torch.linspace(0.5, 20, 5))
-    monkeypatch.setattr(search, "ALPHAS", torch.linspace(0.1, 6, 4))
     monkeypatch.setattr(search, "B2S", torch.linspace(0.01, 2, 4))
     monkeypatch.setattr(search, "B3S", torch.linspace(0.01, 0.5, 5))
 
@@ -58,10 +56,13 @@ def tip_accuracy(features: PhotoFeatures, base: torch.Tensor, alpha: float, beta
     right = 0
     for photo in range(len(base)):
         logits = base[photo].double().numpy().copy()
+        shots = int((features.labels == features.labels[photo]).sum())
         for key in range(len(base)):
             if key != photo:
                 cosine = float(features.plain[photo].double() @ features.keys[key].double())
-                logits[features.labels[key]] += alpha * np.exp(-beta * (1 - cosine))
+                # What is left of the photo's own class counts for all of it.
+                share = shots / (shots - 1) if features.labels[key] == features.labels[photo] else 1
+                logits[features.labels[key]] += alpha * share * np.exp(-beta * (1 - cosine))
         right += int(logits.argmax() == features.labels[photo])
     return right / len(base)
 
@@ -87,13 +88,14 @@ def assert_best(choice: Choice, first: torch.Tensor, second: torch.Tensor, accur
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("counts", [(3, 3, 3), (2, 7, 4, 2)])
-def test_the_cache_search_equals_brute_force(small_grids: None, seed: int, counts: tuple[int, ...]) -> None:
+def test_the_accuracies_of_the_record_are_those_of_the_settings(seed: int, counts: tuple[int, ...]) -> None:
     features, base = sample(counts, seed)
 
-    choice = search_tip_adapter(features, base, [f"{index}" for index in range(len(counts))], silent)
+    record = search_tip_adapter(features, base, silent).record
 
-    assert_best(choice, search.ALPHAS, search.BETAS, lambda alpha, beta: tip_accuracy(features, base, alpha, beta))
-    assert choice.record["accuracy_without"] == pytest.approx(tip_accuracy(features, base, 0, 1))
+    assert record["accuracy_with"] == pytest.approx(tip_accuracy(features, base, **record["best"]), abs=1 / len(base))
+    assert record["accuracy_without"] == pytest.approx(tip_accuracy(features, base, 0, 1))
+    assert record["photos"] == sum(counts)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -114,28 +116,30 @@ def test_leave_one_out_is_the_sum_over_all_other_photos(monkeypatch: pytest.Monk
     answered = leave_one_out(features, torch.arange(10), 4.0, 3)
 
     wanted = torch.zeros(10, 3, dtype=torch.float64)
+    shots = (3, 1, 6)
     for photo in range(10):
         for key in set(range(10)) - {photo}:
             cosine = features.plain[photo].double() @ features.keys[key].double()
             wanted[photo, features.labels[key]] += torch.exp(-4 * (1 - cosine))
+        own = int(features.labels[photo])
+        # What is left of its own class counts for all of it.
+        wanted[photo, own] *= shots[own] / max(1, shots[own] - 1)
     torch.testing.assert_close(answered.double(), wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_a_photos_own_key_never_speaks_for_it() -> None:
-    # Every photo looks like its own key, and otherwise only like the keys of the other class.
-    labels = torch.tensor([0, 0, 1, 1])
-    other = (labels[:, None] != labels[None, :]).float()
-    keys = torch.nn.functional.normalize(torch.eye(4) + 0.5 * other, dim=1)
+def test_a_photo_that_is_held_out_does_not_handicap_its_class() -> None:
+    same = torch.nn.functional.normalize(torch.ones(4, 8), dim=1)
     features = PhotoFeatures(
-        labels=labels, contents=torch.arange(4), keys=keys, plain=torch.eye(4), calip=torch.empty(4, 0, 2)
+        labels=torch.tensor([0, 0, 1, 1]),
+        contents=torch.arange(4),
+        keys=same,
+        plain=same,
+        calip=torch.empty(4, 0, 2),
     )
-    right_with_own_key = ((20 * (features.plain @ keys.T - 1)).exp() @ torch.eye(2)[labels]).argmax(dim=1) == labels
 
-    choice = search_tip_adapter(features, torch.zeros(4, 2), ["a", "b"], silent)
+    answered = leave_one_out(features, torch.arange(4), 1.0, 2)
 
-    assert right_with_own_key.all()
-    assert choice.record["accuracy_with"] == 0
-    assert choice.values is None
+    torch.testing.assert_close(answered, torch.full((4, 2), 2.0))
 
 
 def test_a_copy_of_a_photo_does_not_speak_for_it_either() -> None:
@@ -144,7 +148,8 @@ def test_a_copy_of_a_photo_does_not_speak_for_it_either() -> None:
 
     answered = leave_one_out(copied, torch.arange(6), 4.0, 2)
 
-    alone = (-4 * (1 - features.plain[:2] @ features.keys[2])).exp()
+    # Of three keys two are held out: what is left counts for all three.
+    alone = 3 * (-4 * (1 - features.plain[:2] @ features.keys[2])).exp()
     torch.testing.assert_close(answered[:2, 0], alone)
     torch.testing.assert_close(answered[2:], leave_one_out(features, torch.arange(2, 6), 4.0, 2))
 
@@ -154,7 +159,7 @@ def test_the_plain_classifier_is_kept_where_nothing_is_better() -> None:
     features, _ = sample((3, 3, 3))
     perfect = 100 * torch.eye(3)[features.labels]
 
-    cache = search_tip_adapter(features, perfect, list("abc"), silent)
+    cache = search_tip_adapter(features, perfect, silent)
     calip = search_calip(features, perfect, None, silent)
 
     assert (cache.values, calip.values) == (None, None)
@@ -165,15 +170,15 @@ def test_the_plain_classifier_is_kept_where_nothing_is_better() -> None:
 def test_of_equally_good_settings_the_middle_one_is_taken() -> None:
     features, _ = sample((3, 3, 3))
     perfect = 100 * torch.eye(3)[features.labels]
+    # Nothing that CALIP adds can change an answer.
+    best = search_calip(features, perfect, None, silent).record["best"]
 
-    best = search_tip_adapter(features, perfect, list("abc"), silent).record["best"]
-
-    assert best["beta"] == pytest.approx(float(search.BETAS[2]))
-    assert best["alpha"] in [pytest.approx(float(alpha)) for alpha in search.ALPHAS[1:3]]
+    assert best["b2"] in [pytest.approx(float(b2), abs=1e-6) for b2 in search.B2S[1:3]]
+    assert best["b3"] == pytest.approx(float(search.B3S[2]), abs=1e-6)
 
 
 @pytest.mark.usefixtures("small_grids")
-def test_a_best_value_at_the_end_of_its_grid_is_recorded() -> None:
+def test_the_grid_grows_where_its_best_value_is_the_last() -> None:
     features, _ = sample((4, 4, 4))
     truth = torch.eye(3)[features.labels]
     # The right class leads by 1; the first term takes ever more of it away, the second gives none.
@@ -182,36 +187,46 @@ def test_a_best_value_at_the_end_of_its_grid_is_recorded() -> None:
     helped = dataclasses.replace(features, calip=torch.stack([truth, torch.zeros_like(truth)], dim=1))
 
     assert search_calip(hindered, 1.4 * truth, None, silent).record["at_edge"] == []
-    choice = search_calip(helped, -1.9 * truth, None, silent)
-    assert (choice.record["at_edge"], choice.record["accuracy_with"]) == (["b2"], 1.0)
+
+    # 2 is the end of the grid that is tried first; one photo after the other is right beyond its own b2.
+    def behind(most: float) -> torch.Tensor:
+        return -torch.from_numpy(np.geomspace(1.5, most, len(truth))).float()[:, None] * truth
+
+    grown = search_calip(helped, behind(5.9), None, silent)
+    assert (grown.record["at_edge"], grown.record["accuracy_with"]) == ([], 1.0)
+    assert grown.record["best"]["b2"] > 5.9
+    too_far = search_calip(helped, behind(60), None, silent)
+    assert too_far.record["at_edge"] == ["b2"]
 
 
-@pytest.mark.usefixtures("small_grids")
-def test_very_many_classes_are_judged_on_an_even_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, base = sample((10, 10, 10))
-    monkeypatch.setattr(search, "_MOST_ALPHA_SUMS", 6 * base.shape[1] * len(search.BETAS) * len(search.ALPHAS))
-
-    assert search_tip_adapter(features, base, list("abc"), silent).record["photos"] == 6
-
-
-def test_a_class_with_one_photo_is_named() -> None:
-    features, base = sample((2, 1, 4, 1))
-
-    with pytest.raises(ShotsError, match=r"one photo only of 'bee', 'dog': .*or give --alpha and --beta"):
-        search_tip_adapter(features, base, ["ant", "bee", "crab", "dog"], silent)
-
-
-@pytest.mark.usefixtures("small_grids")
 def test_very_many_photos_are_judged_on_an_even_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     features, base = sample((10, 10, 10))
-    monkeypatch.setattr(search, "_MOST_EXPONENTIALS", 30 * 5 * 6)
+    monkeypatch.setattr(search, "_MOST_EXPONENTIALS", 30 * 6 * len(head_search.US))
 
-    choice = search_tip_adapter(features, base, list("abc"), silent)
+    choice = search_tip_adapter(features, base, silent)
 
     own = torch.arange(6) * 5
     assert choice.record["photos"] == 6
     before = float((base[own].argmax(dim=1) == features.labels[own]).double().mean())
     assert choice.record["accuracy_without"] == pytest.approx(before)
+
+
+def test_of_single_photos_a_prior_chooses() -> None:
+    features, base = sample((1, 1, 1))
+
+    choice = search_tip_adapter(features, base, silent)
+
+    assert choice.values == choice.record["best"]
+    assert (choice.record["photos"], choice.record["kept"]) == (0, True)
+
+
+def test_calip_is_searched_without_a_cache_that_knows_nothing_of_a_class() -> None:
+    features, base = sample((4, 1, 3), 1)
+
+    def never(rows: torch.Tensor) -> torch.Tensor:
+        raise AssertionError(rows)
+
+    assert search_calip(features, base, never, silent) == search_calip(features, base, None, silent)
 
 
 @pytest.mark.usefixtures("small_grids")

@@ -23,7 +23,7 @@ from calipso_export.reverify import reverify
 from calipso_export.steps import STEPS
 from calipso_export.steps.tune import HeadRecord, Tune
 from calipso_runtime.bundle import MANIFEST_FILE
-from calipso_runtime.errors import ModelError, ShotsError
+from calipso_runtime.errors import ModelError
 from calipso_runtime.graph_file import MODEL_FILE
 from calipso_runtime.manifest import read_manifest
 
@@ -206,11 +206,23 @@ def test_head_auto_falls_back_to_zero_shot_where_nothing_is_better() -> None:
     assert (chosen.candidates[0]["top1"], chosen.record["kept"], chosen.fit) == (1.0, False, None)
 
 
-def test_head_auto_names_the_classes_of_which_there_are_too_few_photos() -> None:
-    photos = clusters(3, 3, 16).rows(torch.tensor([0, 1, 3, 4, 5, 6, 7, 8]))
+def test_head_auto_takes_tip_adapter_where_a_class_has_a_single_photo() -> None:
+    photos = clusters(3, 3, 16).rows(torch.tensor([0, 3, 4, 5, 6, 7, 8]))
 
-    with pytest.raises(ShotsError, match=r"needs 3 different photos of each class, .* fewer of 'class 0': add"):
-        choose_head(shots_of(photos), silent)
+    chosen = choose_head(shots_of(photos), silent)
+
+    assert (chosen.name, chosen.candidates) == ("tip-adapter", [])
+    assert chosen.fit is not None
+    assert chosen.fit.head is not None
+
+
+def test_head_auto_compares_with_two_photos_of_each_class_what_takes_one() -> None:
+    photos = clusters(3, 2, 16)
+
+    chosen = choose_head(shots_of(photos), silent)
+
+    judged = {each["name"] for each in chosen.candidates if "left_out" not in each}
+    assert {"zero-shot", "tip-adapter", "proker"} <= judged
 
 
 @pytest.mark.slow

@@ -26,8 +26,9 @@ from calipso_runtime.errors import (
     TeachingError,
     UsageError,
 )
-from calipso_runtime.head.calibrate import START, calibrate
+from calipso_runtime.head.calibrate import calibrate
 from calipso_runtime.head.journal import CHANGES_FILE, FOLDER
+from calipso_runtime.head.search import START
 from child_process import child
 
 ENGINES = ("ort", "openvino", "bound-on-cpu")

@@ -2,7 +2,8 @@
 
 Every candidate is fitted on the same folds, its own hyper-parameters included, and judged on the photos that were left
 out, as they are: so the candidates, zero-shot among them, can be compared in pairs. The best is then fitted on all.
-Of equals the first of the table is taken, and zero-shot before all: nothing is added that does not pay.
+Of equals the first of the table is taken, and zero-shot before all: nothing is added that does not pay. Where a class
+has one photo only, nothing can be compared: then it is the first, with its usual settings.
 """
 
 import dataclasses
@@ -14,12 +15,13 @@ import torch
 from calipso_export.fewshot.features import PhotoFeatures
 from calipso_export.heads import FEW_SHOT, few_shot_class
 from calipso_export.heads.few_shot import FewShotHead, Fit, Shots
+from calipso_export.heads.grid import has_single
 from calipso_export.progress import Progress
 from calipso_runtime.accuracy import bootstrap, mcnemar, share_right
 from calipso_runtime.errors import ShotsError
 
 ZERO_SHOT = "zero-shot"
-_FEWEST = 3
+_SINGLE = "a class has one photo only, so that no heads can be compared"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,9 +50,14 @@ def choose_head(shots: Shots, progress: Progress, heads: Mapping[str, str] = FEW
         heads: their names, in the order in which equals are taken.
 
     Raises:
-        ShotsError: there are too few photos for any of them.
+        ShotsError: none of them takes the photos.
     """
-    _check_three_each(shots)
+    if has_single(shots):
+        # Nothing can be held out, so nothing can be compared: the first head has settings for that.
+        name = next(iter(heads))
+        only = few_shot_class(name).fit(shots, progress)
+        record = {**only.record, "method": f"{_SINGLE}: {only.record['method']}"}
+        return Chosen(name=name, fit=only, record=record, candidates=[])
     classes = {name: few_shot_class(name) for name in heads}
     # Never on validation photos: those choose the hyper-parameters of a head, and would flatter it.
     splits = list(dataclasses.replace(shots, validation=None).splits())
@@ -105,21 +112,6 @@ def _prefixed(progress: Progress, prefix: str) -> Progress:
         progress(prefix + what, done, total)
 
     return report
-
-
-def _check_three_each(shots: Shots) -> None:
-    photos = shots.photos
-    few = [
-        name
-        for index, name in enumerate(shots.classes)
-        if len(torch.unique(photos.contents[photos.labels == index])) < _FEWEST
-    ]
-    if few:
-        message = (
-            f"head auto needs {_FEWEST} different photos of each class, one to judge on and two to choose the settings "
-            f"on, and there are fewer of {', '.join(map(repr, few))}: add photos, or choose a head"
-        )
-        raise ShotsError(message)
 
 
 def _accuracy(right: torch.Tensor) -> dict[str, Any]:

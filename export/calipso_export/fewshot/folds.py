@@ -29,7 +29,8 @@ def folds(labels: torch.Tensor, contents: torch.Tensor, classes: Sequence[str]) 
     if single:
         message = (
             f"one photo only of {', '.join(map(repr, single))}: settings are chosen by holding photos out, "
-            "which leaves nothing of these classes. Add photos"
+            "which leaves nothing of these classes. Add photos, or take --head tip-adapter or proker, which have usual "
+            "settings for single photos"
         )
         raise ShotsError(message)
     count = min(MOST_FOLDS, *map(len, different))

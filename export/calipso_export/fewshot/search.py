@@ -1,13 +1,13 @@
-"""Chooses alpha, beta, b2 and b3 on the example photos, by leave-one-out, never on test data.
+"""Chooses alpha, beta, b2 and b3 on the example photos, never on test data.
 
-Each photo is classified, as it is, by a cache that holds every photo but itself. That is a held-out
-split of one, repeated for every photo: with 16 shots the cache it judges is 15/16 of the one that
-ships, where a fixed split would judge a smaller one on a quarter of the photos.
+Alpha and beta by the runtime's search, which taught bundles use too (`calipso_runtime.head.search`): each photo is
+classified, as it is, by a cache that holds every photo but itself. That is a held-out split of one, repeated for
+every photo: with 16 shots the cache it judges is 15/16 of the one that ships, where a fixed split would judge a
+smaller one on a quarter of the photos.
 
-The grids are those of the released searches: Tip-Adapter 200 betas x 20 alphas from 0.1 up; CALIP
-200 x 200, b2 in [.001, 2) and b3 in [.001, .1). Of equally good settings the one nearest to the
-middle of them all is taken: the middle of a plateau is the safest place on it. What does not beat
-the plain classifier on validation is left out.
+CALIP's grid is that of the released search, 200 x 200, b2 in [.001, 2) and b3 in [.001, .1), and grows where the best
+lies on its upper edge. Of equally good settings the one nearest to the middle of them all is taken: the middle of a
+plateau is the safest place on it. What does not beat the plain classifier on validation is left out.
 """
 
 import dataclasses
@@ -18,19 +18,21 @@ import torch
 
 from calipso_export.fewshot.features import PhotoFeatures
 from calipso_export.progress import Progress, track
-from calipso_runtime.errors import ShotsError
-from calipso_runtime.head import calibrate
+from calipso_runtime.head import search as calibrate
 
-# Those of a bundle that is taught. The released bounds are per dataset: alpha up to 3..50, beta up to 7..50.
-# A choice on the edge is recorded as such.
-BETAS = torch.from_numpy(calibrate.BETAS).float()
-ALPHAS = torch.from_numpy(calibrate.ALPHAS).float()
+# Tip-Adapter's released grid up to 20 and 10, for heads that train: they try its settings after every epoch.
+BETAS = torch.linspace(0.1, 20.0, 200)
+ALPHAS = torch.linspace(0.1, 10.0, 20)
 B2S = torch.linspace(0.001, 2.0, 201)[:-1]
 B3S = torch.linspace(0.001, 0.1, 201)[:-1]
-# Above this much work the photos are sampled evenly: exponentials in one pass over all betas.
+# How often a grid is doubled: b2 up to 16 and b3 up to 0.8. The published ones end at 6.08 and 0.18.
+_MOST_GROWTHS = 3
+# Above this much work the photos are sampled evenly: exponentials of the search for alpha and beta, sums of CALIP's.
 _MOST_EXPONENTIALS = 2e10
-_MOST_ALPHA_SUMS = 1e10
 _MOST_SUMS = 4e10
+_LEAST_CLASSES = 2
+_LEAVE_ONE_OUT, _VALIDATION = "leave-one-out on the shots", "validation photos"
+_PRIOR = "a prior for one photo of each class"
 # Validation photos at a time, times what each needs: bounds the memory at about 256 MB.
 _CHUNK_VALUES = 1 << 26
 
@@ -53,7 +55,6 @@ class Choice:
 def search_tip_adapter(
     features: PhotoFeatures,
     base: torch.Tensor,
-    classes: list[str],
     progress: Progress,
     *,
     judged: PhotoFeatures | None = None,
@@ -63,36 +64,37 @@ def search_tip_adapter(
     Args:
         features: the encoded photos.
         base: float32 [N,K], logits without a cache of the photos that are judged.
-        classes: their names, for messages.
-        progress: told after each beta.
-        judged: validation photos; where None, each of the photos is judged by the cache of all others.
-
-    Raises:
-        ShotsError: a class has one photo only: nothing is left of it when that photo is held out.
+        progress: told after each part of the photos.
+        judged: validation photos; where None, each of the photos is judged by the cache of all others. Where no class
+            has two photos, nothing can be held out, and a prior decides.
     """
-    if judged is None:
-        _check_two_each(features.labels, classes)
-    exponentials, sums = len(base) * len(BETAS), base.shape[1] * len(BETAS) * len(ALPHAS)
-    photos = evenly(len(base), min(_MOST_EXPONENTIALS / exponentials, _MOST_ALPHA_SUMS / sums))
-    truth, logits = (judged or features).labels[photos], base[photos]
-    before = float((logits.argmax(dim=1) == truth).double().mean())
-    buffer = torch.empty_like(logits)
-    accuracy = torch.zeros(len(BETAS), len(ALPHAS), dtype=torch.float64)
-    affinity = _affinity(features, photos) if judged is None else judged.plain[photos] @ features.keys.T
-    for row, beta in enumerate(track(BETAS.tolist(), "searching alpha and beta", progress)):
-        cached = cache_logits(affinity, features.labels, beta, base.shape[1])
-        for column, alpha in enumerate(ALPHAS.tolist()):
-            right = torch.add(logits, cached, alpha=alpha, out=buffer).argmax(dim=1) == truth
-            accuracy[row, column] = right.double().mean()
-    beta_at, alpha_at = middle_of_best(accuracy)
-    chosen = {"alpha": round(float(ALPHAS[alpha_at]), 6), "beta": round(float(BETAS[beta_at]), 6)}
-    curve = [
-        {"beta": round(float(beta), 6), "alpha": round(float(ALPHAS[best]), 6), "accuracy": float(row[best])}
-        for beta, row, best in zip(BETAS, accuracy, accuracy.argmax(dim=1), strict=True)
-    ]
-    edge = _at_edge({"beta": (beta_at, len(BETAS)), "alpha": (alpha_at, len(ALPHAS))})
+    if len(torch.unique(features.labels)) < _LEAST_CLASSES:
+        # Of one class there is nothing to tell apart.
+        return _choice(dict(calibrate.START), None, 0, [], [], method=_PRIOR)
+    shown = features if judged is None else judged
+    found = calibrate.choose(
+        calibrate.Cache(keys=features.keys.numpy(), owners=features.labels.numpy(), pictures=features.contents.numpy()),
+        calibrate.Photos(
+            features=shown.plain.numpy(),
+            truth=shown.labels.numpy(),
+            base=base.numpy(),
+            pictures=shown.contents.numpy(),
+            are_keys=judged is None,
+        ),
+        most_exponentials=_MOST_EXPONENTIALS,
+        told=lambda done, total: progress("searching alpha and beta", done, total),
+    )
+    best = {"alpha": found.alpha, "beta": found.beta}
+    if not found.photos:
+        return _choice(best, None, 0, [], [], method=_PRIOR)
     return _choice(
-        chosen, (before, float(accuracy[beta_at, alpha_at])), len(photos), edge, curve, is_validation=judged is not None
+        best,
+        (found.right_without / found.photos, found.right_with / found.photos),
+        found.photos,
+        list(found.at_edge),
+        list(found.curve),
+        method=_LEAVE_ONE_OUT if judged is None else _VALIDATION,
+        kept=found.pays,
     )
 
 
@@ -108,49 +110,77 @@ def search_calip(
         features: the encoded photos, with CALIP's terms.
         base: float32 [M,K], logits of the photos without a cache.
         few_shot: rows -> what that head, fitted without each of them, adds to their logits; None where there is none.
+            Not asked where a class has one photo only: without it that head would know nothing of the class.
         progress: told after each b2.
     """
     photos = evenly(len(base), _MOST_SUMS / (base.shape[1] * len(B2S) * len(B3S)))
-    truth = features.labels[photos]
     logits = base[photos]
-    if few_shot is not None:
+    if few_shot is not None and bool((torch.bincount(features.labels, minlength=base.shape[1]) > 1).all()):
         logits = logits + few_shot(photos)
-    through_image, through_text = features.calip[photos].unbind(dim=1)
-    accuracy = torch.zeros(len(B2S), len(B3S), dtype=torch.float64)
-    chunk = max(1, _CHUNK_VALUES // (logits.numel() or 1))
-    for row, b2 in enumerate(track(B2S.tolist(), "searching b2 and b3", progress)):
-        fixed = logits + b2 * through_image
-        for start in range(0, len(B3S), chunk):
-            b3 = B3S[start : start + chunk, None, None]
-            right = (fixed + b3 * through_text).argmax(dim=2) == truth
-            accuracy[row, start : start + chunk] = right.double().mean(dim=1)
-    b2_at, b3_at = middle_of_best(accuracy)
-    chosen = {"b2": round(float(B2S[b2_at]), 6), "b3": round(float(B3S[b3_at]), 6)}
-    before = float((logits.argmax(dim=1) == truth).double().mean())
+    b2s, b3s = B2S, B3S
+    judge = _CalipJudge(logits, features.calip[photos], features.labels[photos])
+    for growth in range(_MOST_GROWTHS + 1):
+        accuracy = judge.accuracy(b2s, b3s, progress)
+        b2_at, b3_at = middle_of_best(accuracy)
+        edges = [name for name, at, grid in (("b2", b2_at, b2s), ("b3", b3_at, b3s)) if at == len(grid) - 1]
+        if not edges or growth == _MOST_GROWTHS:
+            break
+        b2s, b3s = (_doubled(b2s) if "b2" in edges else b2s), (_doubled(b3s) if "b3" in edges else b3s)
+    # The lower ends are as good as none: what matters is whether more would be better.
+    chosen = {"b2": round(float(b2s[b2_at]), 6), "b3": round(float(b3s[b3_at]), 6)}
+    before, after = float((logits.argmax(dim=1) == judge.truth).double().mean()), float(accuracy[b2_at, b3_at])
     curve = [
-        {"b2": round(float(b2), 6), "b3": round(float(B3S[best]), 6), "accuracy": float(row[best])}
-        for b2, row, best in zip(B2S, accuracy, accuracy.argmax(dim=1), strict=True)
+        {"b2": round(float(b2), 6), "b3": round(float(b3s[best]), 6), "accuracy": float(row[best])}
+        for b2, row, best in zip(b2s, accuracy, accuracy.argmax(dim=1), strict=True)
     ]
-    edge = _at_edge({"b2": (b2_at, len(B2S)), "b3": (b3_at, len(B3S))})
-    return _choice(chosen, (before, float(accuracy[b2_at, b3_at])), len(photos), edge, curve)
+    return _choice(chosen, (before, after), len(photos), edges, curve, method=_LEAVE_ONE_OUT, kept=after > before)
+
+
+@dataclasses.dataclass(frozen=True)
+class _CalipJudge:
+    """Logits [V,K] of photos without CALIP, its two terms [V,2,K], and their classes [V]."""
+
+    logits: torch.Tensor
+    terms: torch.Tensor
+    truth: torch.Tensor
+
+    def accuracy(self, b2s: torch.Tensor, b3s: torch.Tensor, progress: Progress) -> torch.Tensor:
+        """Share of the photos that is right with each b2 and b3, float64 [b2s,b3s]."""
+        through_image, through_text = self.terms.unbind(dim=1)
+        accuracy = torch.zeros(len(b2s), len(b3s), dtype=torch.float64)
+        chunk = max(1, _CHUNK_VALUES // (self.logits.numel() or 1))
+        for row, b2 in enumerate(track(b2s.tolist(), "searching b2 and b3", progress)):
+            fixed = self.logits + b2 * through_image
+            for start in range(0, len(b3s), chunk):
+                b3 = b3s[start : start + chunk, None, None]
+                right = (fixed + b3 * through_text).argmax(dim=2) == self.truth
+                accuracy[row, start : start + chunk] = right.double().mean(dim=1)
+        return accuracy
+
+
+def _doubled(values: torch.Tensor) -> torch.Tensor:
+    """The same number of values, twice as far apart, from the same first."""
+    return values[0] + 2 * (values - values[0])
 
 
 def leave_one_out(features: PhotoFeatures, photos: torch.Tensor, beta: float, classes: int) -> torch.Tensor:
-    """float32 [V,K]: what a cache of all other photos says of each photo, before alpha."""
-    size = max(1, _CHUNK_VALUES // len(features.keys))
-    parts = [
-        cache_logits(_affinity(features, rows), features.labels, beta, classes) for rows in torch.split(photos, size)
-    ]
-    return torch.cat(parts)
+    """float32 [V,K]: what a cache of all other photos says of each photo, before alpha.
 
-
-def _affinity(features: PhotoFeatures, rows: torch.Tensor) -> torch.Tensor:
-    """Cosines [V,M] of some photos with all keys; minus infinity, which is no weight at all, with their own.
-
-    A copy of the same file is its own key too: held out in name only, it would vouch for itself.
+    A copy of the same file is its own key too: held out in name only, it would vouch for itself. What is left of a
+    photo's class counts as much more as was taken out, so that the class is not at a disadvantage.
     """
-    own = features.contents[rows, None] == features.contents[None, :]
-    return (features.plain[rows] @ features.keys.T).masked_fill(own, -torch.inf)
+    size = max(1, _CHUNK_VALUES // len(features.keys))
+    counts = torch.bincount(features.labels, minlength=classes)
+    parts = []
+    for rows in torch.split(photos, size):
+        own = features.contents[rows, None] == features.contents[None, :]
+        affinity = (features.plain[rows] @ features.keys.T).masked_fill(own, -torch.inf)
+        part = cache_logits(affinity, features.labels, beta, classes)
+        truth = features.labels[rows]
+        held = (own & (features.labels[None, :] == truth[:, None])).sum(dim=1)
+        part[torch.arange(len(rows)), truth] *= counts[truth] / (counts[truth] - held).clamp(min=1)
+        parts.append(part)
+    return torch.cat(parts)
 
 
 def cache_logits(affinity: torch.Tensor, labels: torch.Tensor, beta: float, classes: int) -> torch.Tensor:
@@ -179,40 +209,23 @@ def middle_of_best(accuracy: torch.Tensor) -> tuple[int, int]:
     return row, column
 
 
-def _at_edge(places: dict[str, tuple[int, int]]) -> list[str]:
-    """Parameters whose best value is the first or last of its grid: a better one may lie beyond."""
-    return [name for name, (place, length) in places.items() if place in (0, length - 1)]
-
-
 def _choice(
     chosen: dict[str, float],
-    accuracy: tuple[float, float],
+    accuracy: tuple[float, float] | None,
     photos: int,
     at_edge: list[str],
     curve: list[dict[str, float]],
     *,
-    is_validation: bool = False,
+    method: str,
+    kept: bool = True,
 ) -> Choice:
-    before, after = accuracy
-    kept = after > before
+    judged = {} if accuracy is None else {"accuracy_without": accuracy[0], "accuracy_with": accuracy[1]}
     record = {
-        "method": "validation photos" if is_validation else "leave-one-out on the shots",
+        "method": method,
         "photos": photos,
-        "accuracy_without": before,
-        "accuracy_with": after,
+        **judged,
         "best": chosen,
         "at_edge": at_edge,
         "kept": kept,
     }
     return Choice(values=chosen if kept else None, record=record, curve=curve)
-
-
-def _check_two_each(labels: torch.Tensor, classes: list[str]) -> None:
-    counts = torch.bincount(labels, minlength=len(classes)).tolist()
-    single = [name for name, count in zip(classes, counts, strict=True) if count < 2]  # noqa: PLR2004
-    if single:
-        message = (
-            f"one photo only of {', '.join(map(repr, single))}: alpha and beta are searched by holding photos out, "
-            "which leaves nothing of these classes. Add photos, or give --alpha and --beta"
-        )
-        raise ShotsError(message)

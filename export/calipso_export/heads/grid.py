@@ -5,6 +5,7 @@ Of equally good points the one nearest to the middle of them all is taken, as in
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from calipso_export.heads.few_shot import FewShotHead, Fit, Shots, held_out_by_f
 from calipso_export.progress import Progress
 
 Grid = Mapping[str, Sequence[float]]
+# How a head was fitted where nothing could be held out.
+SINGLE = "usual settings: a class has one photo only"
+_LEAST = 2
 
 
 def fit_on_grid(
@@ -22,6 +26,8 @@ def fit_on_grid(
     added: Callable[[Shots, torch.Tensor], Iterable[torch.Tensor]],
     make: Callable[..., FewShotHead],
     progress: Progress,
+    *,
+    single: Mapping[str, float] | None = None,
 ) -> Fit:
     """Choose one value of each parameter, and fit the head with them.
 
@@ -32,10 +38,16 @@ def fit_on_grid(
             grid in turn; the last parameter runs fastest.
         make: shots, and the parameters by name -> the head.
         progress: told after each point.
+        single: values where a class has one photo only, so that nothing can be held out; None refuses that.
 
     Raises:
-        ShotsError: a class has one photo only, and there are no validation photos.
+        ShotsError: a class has one photo only, there are no validation photos, and no `single`.
     """
+    if single is not None and shots.validation is None and has_single(shots):
+        usual = {"method": SINGLE, "photos": 0, "best": dict(single), "at_edge": [], "kept": True}
+        at_single = partial(make, **single)
+        held = held_out_by_folds(shots, at_single)
+        return Fit(head=at_single(shots), record=usual, curve=[], held_out=held, refit=at_single)
     shape = tuple(map(len, grid.values()))
     total = torch.Size(shape).numel() * sum(1 for _ in shots.splits())
     done = itertools.count(1)
@@ -71,6 +83,13 @@ def fit_on_grid(
         held_out=held_out_by_folds(shots, at_best),
         refit=at_best,
     )
+
+
+def has_single(shots: Shots) -> bool:
+    """Whether a class has one photo only, copies aside."""
+    photos = shots.photos
+    different = torch.unique(torch.stack([photos.labels, photos.contents]), dim=1)[0]
+    return bool((torch.bincount(different, minlength=len(shots.text)) < _LEAST).any())
 
 
 def spaced(low: float, high: float, count: int) -> tuple[float, ...]:

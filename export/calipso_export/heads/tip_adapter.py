@@ -139,11 +139,11 @@ class TipAdapter(FewShotHead):
 
     @classmethod
     def fit(cls, shots: Shots, progress: Progress) -> Fit:
-        """Search alpha and beta, by leave-one-out where there are no validation photos."""
+        """Search alpha and beta, by leave-one-out where there are no validation photos; of single photos by a prior."""
         photos = shots.photos
         judged = shots.validation
         base = shots.zero_shot(photos if judged is None else judged)
-        choice = search_tip_adapter(photos, base, list(shots.classes), progress, judged=judged)
+        choice = search_tip_adapter(photos, base, progress, judged=judged)
         found = None if choice.values is None else cls(keys=photos.keys, labels=photos.labels, **choice.values)
 
         def held_out(rows: torch.Tensor) -> torch.Tensor:

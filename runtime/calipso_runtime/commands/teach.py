@@ -93,6 +93,9 @@ def _tell(found: Calibration | None) -> None:
         click.echo("alpha and beta stay as they were")
         return
     weights = f"alpha {found.alpha:g}, beta {found.beta:g}" if found.alpha else "no cache: it is no better with one"
+    if not found.photos:
+        click.echo(f"{weights}: no class has two photos, so that none could be held out")
+        return
     click.echo(
         f"{weights}; leave-one-out on {found.photos} photos: {found.accuracy_without:.2%} without the cache, "
         f"{found.accuracy_with:.2%} with it"

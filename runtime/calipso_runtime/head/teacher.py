@@ -23,10 +23,11 @@ from calipso_runtime.errors import (
     TeachingError,
     UsageError,
 )
-from calipso_runtime.head.calibrate import SAME_PICTURE, START, Calibration, calibrate
+from calipso_runtime.head.calibrate import Calibration, calibrate
 from calipso_runtime.head.classes import Float32, Head
 from calipso_runtime.head.file import read_head
 from calipso_runtime.head.journal import FOLDER, Journal, JournalWriter, Record, read_journal
+from calipso_runtime.head.search import SAME_PICTURE, START
 from calipso_runtime.manifest import Manifest
 
 # A journal is rewritten when it is this many times as large as what it amounts to.
