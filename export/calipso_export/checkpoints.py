@@ -1,38 +1,40 @@
 """Reads a checkpoint into a model, after checking that it is that model's, whole, and nothing but tensors."""
 
-import json
+import math
 import pickle
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
+from calipso_export.checkpoint_files import read_state, weights_file, without_prefix
 from calipso_export.clip import open_clip
 from calipso_export.files import PARSING_ERRORS
+from calipso_export.hf_weights import is_hugging_face, to_open_clip
 from calipso_runtime.errors import ModelError
 
 _MOST_NAMES_SHOWN = 4
 # What older files have beside the weights, and open_clip leaves out.
-_NO_WEIGHTS = {"attn_mask", "text.transformer.embeddings.position_ids"}
+_NO_WEIGHTS = {
+    "attn_mask",
+    "context_length",
+    "input_resolution",
+    "text.transformer.embeddings.position_ids",
+    "vocab_size",
+}
+# exp(logit_scale): CLIP begins with 14.3 and is held at 100; SigLIP's are near 110.
+_SCALES = 1.0, 1000.0
+_KNOWN_NAMES = {
+    "transformers' BLIP": "text_decoder.bert",
+    "DINOv2": "register_tokens",
+    "a ViT of transformers": "encoder.layer.0.attention.attention.query",
+    "a vision tower of timm alone": "blocks.0.attn.qkv.weight",
+    "a classifier": "classifier.weight",
+}
 _READ_ERRORS = (SafetensorError, pickle.UnpicklingError, AssertionError, *PARSING_ERRORS)
-
-
-def check_activation(checkpoint: Path, name: str, *, quick_gelu: bool) -> None:
-    """A hub's snapshot keeps the configuration beside the weights: its activation must be the model's."""
-    settings = checkpoint.parent / "open_clip_config.json"
-    if not settings.is_file():
-        return
-    try:
-        theirs = json.loads(settings.read_text(encoding="utf-8"))["model_cfg"].get("quick_gelu", False)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"{settings}, which lies beside the checkpoint, is not an open_clip configuration: {error!r}"
-        raise ModelError(message) from error
-    if bool(theirs) != quick_gelu:
-        raise ModelError(activation_message(name, f"{settings.name} beside {checkpoint.name}", model=quick_gelu))
 
 
 def activation_message(name: str, weights: str, *, model: bool) -> str:
@@ -59,58 +61,62 @@ def part_of_vision(name: str) -> bool:
     return name.startswith("visual.") or name in ("logit_scale", "logit_bias")
 
 
-def load_checkpoint(module: nn.Module, checkpoint: Path, name: str, *, vision_only: bool = False) -> None:
-    """Load a `.safetensors` file, or a torch file of tensors only, into an open_clip model.
+def load_checkpoint(module: nn.Module, checkpoint: Path, name: str, *, vision_only: bool = False) -> list[str]:
+    """Load weights into an open_clip model: see `checkpoint_files` for what they may lie in.
 
     Args:
         module: the model.
-        checkpoint: the file.
+        checkpoint: a file, or a folder of them.
         name: the model's, for messages.
         vision_only: leave the text tower as it is, and its tensors in the file.
+
+    Returns:
+        Names of tensors that are not the model's, beside the whole model: a head of the training, a loss.
 
     Raises:
         ModelError: it does not exist, is damaged, executable, of another architecture, or not finite.
     """
-    if not checkpoint.is_file():
-        message = f"the checkpoint {checkpoint} does not exist"
-        raise ModelError(message)
+    path = weights_file(checkpoint)
     try:
-        if _is_torchscript(checkpoint):
-            message = (
-                f"{checkpoint} is a TorchScript archive, which runs code when it is loaded. Save its state_dict as "
-                "safetensors, or use --pretrained"
-            )
-            raise ModelError(message)
-        state = _read_state(checkpoint)
+        content = read_state(path)
     except _READ_ERRORS as error:
         message = (
-            f"the checkpoint {checkpoint} cannot be read: it is truncated, or neither safetensors nor a torch file "
+            f"the checkpoint {path} cannot be read: it is truncated, or neither safetensors nor a torch file "
             f"that loads with weights_only=True ({first_line(error)})"
         )
         raise ModelError(message) from error
-    state = _check_tensors(module, state, checkpoint, name, vision_only=vision_only)
-    if vision_only:
-        _load_vision(module, state)
+    state, outside = _check_tensors(module, content, path, name, vision_only=vision_only)
+    _load(module, state)
+    check_scale(module, path)
+    return outside
+
+
+def check_scale(module: nn.Module, path: Path) -> None:
+    """Refuse a logit scale that no CLIP has: it multiplies every logit, and no comparison with eager would show it.
+
+    Raises:
+        ModelError: exp(logit_scale) is outside of what any CLIP has.
+    """
+    told = float(cast("torch.Tensor", module.logit_scale))
+    low, high = _SCALES
+    if math.log(low) <= told <= math.log(high):
         return
-    open_clip.load_checkpoint(module, str(checkpoint), strict=True, weights_only=True)
+    hint = (
+        f". It looks like the scale itself, where its logarithm is expected, {math.log(told):.4f}"
+        if low < told <= high
+        else ""
+    )
+    message = (
+        f"logit_scale of {path} is {told:g}, its logarithm: logits would be cosines times exp({told:g}), where CLIP "
+        f"models have {low:g} to {high:g}, trained ones about 100{hint}"
+    )
+    raise ModelError(message)
 
 
-def _read_state(checkpoint: Path) -> object:
-    """What is in the file, unpacked as open_clip does, which takes for granted that it is a state_dict."""
-    if checkpoint.suffix == ".safetensors":
-        return load_file(checkpoint)
-    content: object = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if isinstance(content, dict):
-        content = content.get("state_dict", content)
-    if isinstance(content, dict) and str(next(iter(content), "")).startswith("module."):
-        content = {str(name).removeprefix("module."): value for name, value in content.items()}
-    return content
-
-
-def _load_vision(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
+def _load(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
     # As open_clip does: a scale may be a number or one of a list, and a file without a bias means 0.
     own = module.state_dict()
-    state = {key: value.reshape(own[key].shape) for key, value in state.items()}
+    state = {key: value.reshape(own[key].shape) for key, value in state.items() if key in own}
     if "logit_bias" in own:
         state = {"logit_bias": torch.zeros_like(own["logit_bias"]), **state}
     module.load_state_dict(state, strict=False)
@@ -118,7 +124,7 @@ def _load_vision(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
 
 def _check_tensors(
     module: nn.Module, state: object, checkpoint: Path, name: str, *, vision_only: bool
-) -> dict[str, torch.Tensor]:
+) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Names and shapes must be the model's: open_clip would quietly resize a positional embedding."""
     named = isinstance(state, dict) and all(
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
@@ -126,8 +132,8 @@ def _check_tensors(
     if not named or not state:
         message = f"the checkpoint {checkpoint} holds no state_dict of tensors"
         raise ModelError(message)
-    found = open_clip.convert.convert_state_dict(module, dict(cast("dict[str, torch.Tensor]", state)))
     wanted = module.state_dict()
+    found, outside = _own_names(module, cast("dict[str, torch.Tensor]", state), checkpoint)
     if vision_only:
         found, wanted = ({key: each[key] for key in each if part_of_vision(key)} for each in (found, wanted))
     missing = sorted(set(wanted) - set(found) - {"logit_bias"})
@@ -138,29 +144,41 @@ def _check_tensors(
     ]
     extra = sorted(set(found) - set(wanted) - _NO_WEIGHTS)
     problems = [
-        f"{len(names)} tensors {what} ({_some(names)})"
+        f"{len(names)} tensors {what} ({some(names)})"
         for what, names in (("missing", missing), ("of another shape", shapes), ("unknown to it", extra))
         if names
     ]
     broken = [key for key, value in found.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
-        message = f"the checkpoint {checkpoint} has weights that are NaN or infinite, in {_some(broken)}: it is damaged"
+        message = f"the checkpoint {checkpoint} has weights that are NaN or infinite, in {some(broken)}: it is damaged"
         raise ModelError(message)
     if problems:
         message = f"the checkpoint {checkpoint} is of another architecture than {name}: {'; '.join(problems)}"
-        raise ModelError(message)
-    return cast("dict[str, torch.Tensor]", found)
+        raise ModelError(message + _looks_like(found))
+    return found, outside
 
 
-def _some(names: list[str]) -> str:
+def _own_names(
+    module: nn.Module, state: dict[str, torch.Tensor], path: Path
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The weights by open_clip's names, and the names of those that lie outside of the model."""
+    if is_hugging_face(state):
+        return to_open_clip(state), []
+    own, outside = without_prefix(state, module.state_dict(), path)
+    return cast("dict[str, torch.Tensor]", open_clip.convert.convert_state_dict(module, own)), outside
+
+
+def _looks_like(state: Mapping[str, torch.Tensor]) -> str:
+    """What the names remind of, as the end of a message."""
+    for what, mark in _KNOWN_NAMES.items():
+        if any(mark in name for name in state):
+            return f". Its names are those of {what}"
+    return ""
+
+
+def some(names: list[str]) -> str:
+    """The first few names, for a message."""
     return ", ".join(names[:_MOST_NAMES_SHOWN]) + (", ..." if len(names) > _MOST_NAMES_SHOWN else "")
-
-
-def _is_torchscript(checkpoint: Path) -> bool:
-    if not zipfile.is_zipfile(checkpoint):
-        return False
-    with zipfile.ZipFile(checkpoint) as archive:
-        return any(entry.endswith("constants.pkl") for entry in archive.namelist())
 
 
 def first_line(error: Exception) -> str:

@@ -14,7 +14,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from calipso_export.checkpoints import activation_message, check_activation, load_checkpoint, part_of_vision
+from calipso_export.beside import Beside, check_architecture, read_beside
+from calipso_export.checkpoints import activation_message, load_checkpoint, part_of_vision, some
 from calipso_export.clip import open_clip
 from calipso_export.config import ExportConfig
 from calipso_export.files import read_structured
@@ -23,7 +24,7 @@ from calipso_export.hf_text import TextPlan, load_tokenizer, plan_text
 from calipso_export.preprocessing import settings_of, warn_of_doubt
 from calipso_export.towers import Tower, tower_class
 from calipso_export.towers.base import own_feature
-from calipso_runtime.errors import BundleSchemaError, ModelError, UsageError
+from calipso_runtime.errors import BundleSchemaError, CalipsoWarning, ModelError, UsageError
 from calipso_runtime.manifest import Preprocess
 
 # A user's configuration must not replace a built-in one, nor another user's, for the rest of the process.
@@ -126,27 +127,34 @@ def load_model(config: ExportConfig, *, encodes_text: bool = True) -> LoadedMode
     quick_gelu = bool(architecture.get("quick_gelu", False))
     if config.pretrained is not None:
         _check_tag(name, config.pretrained, quick_gelu=quick_gelu)
-    _, preprocess_source = settings_of(name, config)
+    beside = Beside() if config.checkpoint is None else read_beside(config.checkpoint)
+    if beside.quick_gelu is not None and beside.quick_gelu != quick_gelu:
+        raise ModelError(activation_message(name, f"{beside.file} beside the weights", model=quick_gelu))
+    check_architecture(beside, architecture, name)
+    _, preprocess_source = settings_of(name, config, beside)
     with _quiet():
         text = plan_text(config, name, architecture)
     tokenizer = functools.cache(functools.partial(_tokenizer, config, name, architecture, text.rows))
     if encodes_text and config.text_weights is None:
         # Now rather than after a long download.
         tokenizer()
+    outside: list[str] = []
     with _quiet():
         if config.pretrained is not None:
             module = _pretrained(name, config, text)
             weights: dict[str, Any] = {"source": "pretrained", "tag": config.pretrained}
         elif config.checkpoint is not None:
-            check_activation(config.checkpoint, name, quick_gelu=quick_gelu)
-            module = _create(name, config, text)
-            load_checkpoint(module, config.checkpoint, name, vision_only=text.left_out)
+            module = _create(name, config, text, beside=beside)
+            outside = load_checkpoint(module, config.checkpoint, name, vision_only=text.left_out)
             weights = {"source": "checkpoint", "file": config.checkpoint.name}
         else:
             module = _random(name, config, text)
             weights = {"source": "random", "seed": config.random_init}
         tower = tower_class(module.visual)
         _check_tokens(config, name, tower.why_no_tokens(module.visual))
+    if outside:
+        message = f"{len(outside)} tensors of the checkpoint are not the model's, and are left out: {some(outside)}"
+        warnings.warn(message, CalipsoWarning, stacklevel=2)
     if text.left_out:
         weights["text_tower"] = "not loaded"
     module = module.eval().requires_grad_(requires_grad=False)
@@ -236,14 +244,16 @@ def _check_configuration(path: Path) -> None:
         raise ModelError(message)
 
 
-def _create(name: str, config: ExportConfig, text: TextPlan, *, pretrained: str | None = None) -> Any:
+def _create(
+    name: str, config: ExportConfig, text: TextPlan, *, pretrained: str | None = None, beside: Beside | None = None
+) -> Any:
     try:
         return open_clip.create_model(
             name,
             pretrained=pretrained,
             pretrained_image=False,
             pretrained_text=False,
-            force_preprocess_cfg=settings_of(name, config)[0],
+            force_preprocess_cfg=settings_of(name, config, beside)[0],
             weights_only=True,
             **({} if text.settings is None else {"text_cfg": text.settings}),
         )

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from calipso_export.beside import Beside
 from calipso_export.clip import open_clip
 from calipso_export.config import ExportConfig
 from calipso_runtime.errors import CalipsoWarning, ModelError
@@ -19,12 +20,13 @@ _STATISTICS = ("mean", "std")
 _DEFAULT = "open_clip's default"
 
 
-def settings_of(name: str, config: ExportConfig) -> tuple[dict[str, Any], str]:
+def settings_of(name: str, config: ExportConfig, beside: Beside | None = None) -> tuple[dict[str, Any], str]:
     """What open_clip is told of the preprocessing of a model, and where it comes from, in words.
 
     Args:
         name: the model.
         config: its own settings win over all others.
+        beside: what lies beside the weights, which wins over published weights.
 
     Raises:
         ModelError: the model's published weights disagree, and it is not said which of them a checkpoint is like.
@@ -32,15 +34,20 @@ def settings_of(name: str, config: ExportConfig) -> tuple[dict[str, Any], str]:
     given = dict(config.preprocess)
     if config.pretrained is not None:
         return given, _with_given(f"the tag {config.pretrained}", given)
+    told = {} if beside is None else dict(beside.preprocess)
+    if beside is not None and set(_TOLD) <= {*told, *given}:
+        return {**told, **given}, _with_given(f"{beside.preprocess_file} beside the weights", given)
     published = _published(name)
-    if not published:
+    if not published and not told:
         return given, _with_given(_DEFAULT, given)
     agreed = {key: next(iter(ways)) for key, ways in published.items() if len(ways) == 1}
-    open_questions = [key for key in published if key not in agreed and key not in given]
+    open_questions = [key for key in published if key not in agreed and key not in given and key not in told]
     if open_questions and config.checkpoint is not None:
         raise ModelError(_disagreement(name, {key: published[key] for key in open_questions}))
     found = "all published weights of the model" if not open_questions else _DEFAULT
-    return {**agreed, **given}, _with_given(found, given)
+    if told and beside is not None:
+        found = f"{beside.preprocess_file} beside the weights ({', '.join(sorted(told))}), else {found}"
+    return {**agreed, **told, **given}, _with_given(found, given)
 
 
 def warn_of_doubt(visual: nn.Module, config: ExportConfig, source: str) -> None:

@@ -131,11 +131,11 @@ def test_a_class_without_photos_is_refused(export: Export, files: Files) -> None
     assert_refused(export(), files, USAGE, "no photos in .*bee: every class needs at least one")
 
 
-def test_a_class_with_one_photo_is_refused_where_the_search_needs_two(export: Export, files: Files) -> None:
+def test_a_class_with_one_photo_is_refused_by_a_head_that_needs_two(export: Export, files: Files) -> None:
     for number in (1, 2):
         (files["own shots"] / "crab" / f"{number}.png").unlink()
 
-    result = export(alpha=None, beta=None)
+    result = export(alpha=None, beta=None, head="gda")
 
     assert_refused(result, files, USAGE, "one photo only of 'crab'")
 

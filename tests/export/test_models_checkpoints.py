@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from calipso_export import ExportConfig
 from calipso_export.models import LoadedModel, load_model
-from calipso_runtime.errors import ModelError
+from calipso_runtime.errors import CalipsoWarning, ModelError
 
 EXAMPLES = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 KINDS = ("tiny.safetensors", "tiny.pt", "legacy.pt")
@@ -60,7 +60,7 @@ def test_half_precision_weights_are_loaded_as_float32(
     assert torch.equal(loaded["visual.proj"], state["visual.proj"].half().float())
 
 
-@pytest.mark.parametrize("name", ["lost.safetensors", "lost.pt", "."])
+@pytest.mark.parametrize("name", ["lost.safetensors", "lost.pt"])
 def test_a_missing_checkpoint_is_said(tiny_vit: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(ModelError, match=r"the checkpoint .* does not exist"):
         load(tiny_vit, tmp_path / name)
@@ -232,5 +232,148 @@ def test_the_same_activation_beside_the_weights_is_fine(tiny_vit: Path, tmp_path
 def test_a_broken_configuration_beside_the_weights_is_said(
     tiny_vit: Path, tmp_path: Path, files: Path, content: str
 ) -> None:
-    with pytest.raises(ModelError, match=r"open_clip_config\.json, which lies beside the checkpoint, is not"):
+    with pytest.raises(ModelError, match=r"open_clip_config\.json, which lies beside the checkpoint, is no"):
         load(tiny_vit, beside(tmp_path, files, content))
+
+
+def hub(folder: Path, files: Path, **preprocess: object) -> Path:
+    document = {"model_cfg": VIT, "preprocess_cfg": preprocess}
+    return beside(folder, files, document)
+
+
+def test_the_preprocessing_beside_the_weights_is_used(tiny_vit: Path, tmp_path: Path, files: Path) -> None:
+    told = {"mean": [0.5] * 3, "std": [0.4] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
+
+    model = load(tiny_vit, hub(tmp_path, files, **told))
+
+    found = model.preprocess
+    assert (found.mean, found.std, found.interpolation, found.resize_mode) == (
+        (0.5,) * 3,
+        (0.4,) * 3,
+        "bilinear",
+        "squash",
+    )
+    assert "open_clip_config.json beside the weights" in model.preprocess_source
+
+
+def test_what_is_given_wins_over_what_lies_beside_the_weights(tiny_vit: Path, tmp_path: Path, files: Path) -> None:
+    checkpoint = hub(tmp_path, files, mean=[0.5] * 3)
+    config = ExportConfig(
+        model=str(tiny_vit),
+        classes=CLASSES,
+        output=Path("unused"),
+        checkpoint=checkpoint,
+        preprocess={"mean": (0.1, 0.2, 0.3)},
+    )
+
+    model = load_model(config)
+
+    assert model.preprocess.mean == (0.1, 0.2, 0.3)
+    assert "given: mean" in model.preprocess_source
+
+
+def test_another_network_beside_the_weights_is_refused_with_what_differs(
+    tiny_vit: Path, tmp_path: Path, files: Path
+) -> None:
+    other = {**VIT, "vision_cfg": {**VIT["vision_cfg"], "layers": 5}}
+
+    with pytest.raises(ModelError, match=r"vision_cfg\.layers: 2 in tiny-vit, 5 there"):
+        load(tiny_vit, beside(tmp_path, files, {"model_cfg": other}))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "wrapper"),
+    [
+        ("module.", "state_dict"),
+        ("_orig_mod.", "model"),
+        ("model.", "state_dict"),
+        ("module._orig_mod.model.clip.", "model_state_dict"),
+        ("", "weights"),
+    ],
+)
+def test_whatever_a_training_script_puts_around_the_weights_is_taken_off(
+    tiny_vit: Path, vit: LoadedModel, tmp_path: Path, prefix: str, wrapper: str
+) -> None:
+    path, state = tmp_path / "run.pt", vit.module.state_dict()
+    torch.save({"epoch": 3, wrapper: {f"{prefix}{name}": value for name, value in state.items()}}, path)
+
+    assert load(tiny_vit, path).weights["sha256"] == vit.weights["sha256"]
+
+
+def test_what_lies_outside_of_the_model_is_left_out_with_a_warning(
+    tiny_vit: Path, state: dict[str, torch.Tensor], tmp_path: Path, vit: LoadedModel
+) -> None:
+    path = tmp_path / "lightning.ckpt"
+    own = {f"model.{name}": value for name, value in state.items()}
+    torch.save({"state_dict": {**own, "loss.margin": torch.zeros(2), "head.weight": torch.zeros(3)}}, path)
+
+    with pytest.warns(CalipsoWarning, match="2 tensors of"):
+        model = load(tiny_vit, path)
+
+    assert model.weights["sha256"] == vit.weights["sha256"]
+
+
+def test_a_file_that_holds_the_model_twice_is_refused(
+    tiny_vit: Path, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "distilled.pt"
+    both = {f"{who}.{name}": value for who in ("student", "teacher") for name, value in state.items()}
+    torch.save(both, path)
+
+    with pytest.raises(ModelError, match=r"holds the model 2 times, under 'student\.', 'teacher\.'"):
+        load(tiny_vit, path)
+
+
+def test_a_file_of_several_sets_of_weights_is_refused(
+    tiny_vit: Path, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.pt"
+    torch.save({"model": state, "model_ema": state}, path)
+
+    with pytest.raises(ModelError, match="several sets of weights: model, model_ema"):
+        load(tiny_vit, path)
+
+
+def test_shards_are_read_by_their_index(
+    tiny_vit: Path, state: dict[str, torch.Tensor], tmp_path: Path, vit: LoadedModel
+) -> None:
+    names = sorted(state)
+    halves = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for shard, own in halves.items():
+        save_file({name: state[name] for name in own}, tmp_path / shard)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: shard for shard, own in halves.items() for name in own}}))
+
+    for checkpoint in (index, tmp_path):
+        assert load(tiny_vit, checkpoint).weights["sha256"] == vit.weights["sha256"]
+
+    (tmp_path / "model-2.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"names the shard model-2\.safetensors, which is not beside it"):
+        load(tiny_vit, index)
+
+
+def test_a_folder_without_weights_is_refused(tiny_vit: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="holds no weights"):
+        load(tiny_vit, tmp_path)
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_an_adapter_is_refused_with_how_to_merge_it(tiny_vit: Path, tmp_path: Path, as_folder: bool) -> None:
+    name = "base_model.model.visual.transformer.resblocks.0.mlp.c_fc.lora_A.weight"
+    save_file({name: torch.zeros(4, 64)}, tmp_path / "adapter_model.safetensors")
+    if as_folder:
+        (tmp_path / "adapter_config.json").write_text("{}")
+
+    with pytest.raises(ModelError, match="merge_and_unload"):
+        load(tiny_vit, tmp_path if as_folder else tmp_path / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(("told", "hint"), [(100.0, "4.6052"), (28.23, "3.34"), (-1.0, ""), (9.0, "2.19")])
+def test_a_logit_scale_that_no_clip_has_is_refused(
+    tiny_vit: Path, state: dict[str, torch.Tensor], tmp_path: Path, told: float, hint: str
+) -> None:
+    path = tmp_path / "scaled.safetensors"
+    save_file({**state, "logit_scale": torch.tensor(told)}, path)
+
+    with pytest.raises(ModelError, match=f"logit_scale of .*{hint}"):
+        load(tiny_vit, path)

@@ -336,8 +336,8 @@ def _grown(values: Float64, edge: int) -> Float64:
 
 
 def _rounded(value: float) -> float:
-    """To six digits: what a manifest shows is what is computed with."""
-    return float(f"{value:.6g}")
+    """To four digits: what a manifest shows is what is computed with."""
+    return float(f"{value:.4g}")
 
 
 def _evenly(count: int, most: int) -> Int64:
