@@ -148,8 +148,10 @@ class Subject:
     def _eager_files(self) -> Path:
         rebuilt = self.rebuilt()
         from calipso_bench.contenders.eager_module import save
+        from calipso_export.model_names import architecture_of, plain_file
 
-        return save(rebuilt, self.work, config=self.model_file)
+        given = None if self.model_file is None else architecture_of(str(self.model_file))
+        return save(rebuilt, self.work, config=None if given is None else plain_file(given))
 
     def eager_files(self) -> Path:
         """The eager model as files, from which a process of its own loads it.

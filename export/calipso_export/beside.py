@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from calipso_export.choices import SNAPSHOT
 from calipso_runtime.errors import ModelError
 
-OPEN_CLIP = "open_clip_config.json"
 _HF_MODEL, _HF_PREPROCESS = "config.json", "preprocessor_config.json"
 _TOLD = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 # Pillow's numbers, which transformers writes.
@@ -51,19 +51,19 @@ def read_beside(checkpoint: Path) -> Beside:
         ModelError: a configuration is there, and is none.
     """
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    if (folder / OPEN_CLIP).is_file():
-        document = _read(folder / OPEN_CLIP)
+    if (folder / SNAPSHOT).is_file():
+        document = _read(folder / SNAPSHOT)
         try:
             architecture, told = document["model_cfg"], document.get("preprocess_cfg") or {}
             return Beside(
-                file=OPEN_CLIP,
+                file=SNAPSHOT,
                 quick_gelu=bool(architecture.get("quick_gelu", False)),
                 architecture=architecture,
                 preprocess={key: _plain(told[key]) for key in _TOLD if told.get(key) is not None},
-                preprocess_file=OPEN_CLIP,
+                preprocess_file=SNAPSHOT,
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise _not_a_configuration(folder / OPEN_CLIP, error) from error
+            raise _not_a_configuration(folder / SNAPSHOT, error) from error
     if (folder / _HF_MODEL).is_file():
         return _of_transformers(folder)
     return Beside()

@@ -19,3 +19,7 @@ NO_OPEN_CALIP = (
     "CALIP does not go with head modes open and embed: its weights are searched on example photos of known classes. "
     "Leave --calip, --b2 and --b3 away, or bake the head"
 )
+# Where weights come from: one of them.
+WEIGHTS = ("pretrained", "checkpoint", "random_init")
+# What open_clip calls the configuration in a hub's snapshot.
+SNAPSHOT = "open_clip_config.json"

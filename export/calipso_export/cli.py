@@ -22,6 +22,7 @@ from calipso_export.choices import (
     OPSETS,
     TARGETS,
     VIEW_COUNTS,
+    WEIGHTS,
 )
 from calipso_export.classes import read_classes
 from calipso_export.config import ExportConfig
@@ -43,9 +44,9 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("export")
-@click.option("--model", help="An open_clip model name, or an open_clip model configuration (.json).")
+@click.option("--model", help="An open_clip name, a configuration (.json), or a folder with open_clip_config.json.")
 @click.option("--pretrained", metavar="TAG", help="open_clip's tag of the weights; downloads them.")
-@click.option("--checkpoint", type=_PATH, metavar="FILE", help="A .safetensors file, or a torch file of tensors only.")
+@click.option("--checkpoint", type=_PATH, metavar="FILE", help="Weights: safetensors, torch, or a folder of them.")
 @click.option("--random-init", type=int, metavar="SEED", help="Random weights, to measure without a checkpoint.")
 @click.option("--tokenizer", type=_PATH, metavar="DIR", help="A Hugging Face tokenizer's files, where it is one.")
 @click.option("--text-model", type=_PATH, metavar="DIR", help="A Hugging Face text model's config.json, likewise.")
@@ -188,9 +189,9 @@ def _config(config_file: Path | None, flags: dict[str, Any]) -> ExportConfig:
         given["gates"] = dict(_gate(text) for text in given["gates"])
     given |= {name: int(given[name]) for name in ("opset", "views") if name in given}
     settings = read_config(config_file) if config_file is not None else {}
-    if {"pretrained", "checkpoint", "random_init"} & set(given):
+    if set(WEIGHTS) & set(given):
         # A flag chooses other weights: the file's choice must not stand beside it.
-        settings = {name: value for name, value in settings.items() if name not in _WEIGHTS}
+        settings = {name: value for name, value in settings.items() if name not in WEIGHTS}
     settings |= given
     needed = ("model", "output") if settings.get("head_mode") in (OPEN, EMBED) else ("model", "classes", "output")
     missing = [f"--{name}" for name in needed if name not in settings]
@@ -219,9 +220,6 @@ def _gate(text: str) -> tuple[str, float]:
     except ValueError as error:
         message = f"--gate is {text!r}: expected NAME=VALUE, such as min_same_top1=0.99"
         raise UsageError(message) from error
-
-
-_WEIGHTS = ("pretrained", "checkpoint", "random_init")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 
 import PIL
 
-from calipso_export.choices import BAKED, EMBED, EQUAL, OPEN, SEARCH
+from calipso_export.choices import BAKED, EMBED, EQUAL, OPEN, SEARCH, SNAPSHOT, WEIGHTS
 from calipso_export.classes import check_classes
 from calipso_export.config_checks import check
 from calipso_export.heads import DEFAULT
@@ -35,12 +35,14 @@ class ExportConfig:
     """One export.
 
     Attributes:
-        model: an open_clip model name, or the path of an open_clip model configuration (`.json`).
+        model: an open_clip model name, or the path of an open_clip model configuration (`.json`), or of a snapshot: a
+            folder with `open_clip_config.json`, or that file.
         classes: class names, in the order of the logits; of head modes "open" and "embed" those that are meant where a
             call names none, and there may be none.
         output: the bundle to write, a directory.
         pretrained: an open_clip pretrained tag; downloads the weights. One of these three is needed:
-        checkpoint: a `.safetensors` file, or a `torch.save` file that loads with `weights_only=True`.
+        checkpoint: a `.safetensors` file, a `torch.save` file that loads with `weights_only=True`, an index of shards,
+            or a folder with one of them. Where none of the three is given and `model` is a snapshot: what lies there.
         random_init: seed of random weights, to measure without a checkpoint.
         tokenizer: a folder with the files of a Hugging Face tokenizer, for models that take theirs from the hub.
         text_model: a folder with the `config.json` of a Hugging Face text model, for models whose text tower is one.
@@ -157,6 +159,8 @@ class ExportConfig:
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, Path(value))
+        if all(getattr(self, name) is None for name in WEIGHTS) and (folder := snapshot_of(self.model)) is not None:
+            object.__setattr__(self, "checkpoint", folder)
         if self.classes or not self.takes_labels:
             object.__setattr__(self, "classes", check_classes(self.classes, source="the class list"))
         if isinstance(self.pin, str):
@@ -186,6 +190,15 @@ class ExportConfig:
     def weights_of_views(self) -> tuple[float, ...] | None:
         """Those that are given, or None."""
         return None if self.view_weights in (EQUAL, SEARCH) else tuple(map(float, self.view_weights.split(",")))
+
+
+def snapshot_of(model: str) -> Path | None:
+    """The folder of a hub's snapshot that a model is given by; None for a name or another configuration."""
+    path = Path(model)
+    if path.name == SNAPSHOT:
+        return path.parent
+    # A folder may be called like a model, or be anything else.
+    return path if model and (path / SNAPSHOT).is_file() else None
 
 
 def _pixels_size(text: str | None) -> tuple[int, int] | None:

@@ -17,6 +17,7 @@ from calipso_export.choices import (
     SEARCH,
     TARGETS,
     VIEW_COUNTS,
+    WEIGHTS,
 )
 from calipso_export.heads import AUTO, DEFAULT, FEW_SHOT
 from calipso_export.templates import DEFAULT_TEMPLATES
@@ -77,7 +78,7 @@ def _check_gates(config: "ExportConfig") -> None:
 
 
 def _check_weights(config: "ExportConfig") -> None:
-    given = [name for name in ("pretrained", "checkpoint", "random_init") if getattr(config, name) is not None]
+    given = [name for name in WEIGHTS if getattr(config, name) is not None]
     if len(given) != 1:
         message = (
             f"weights come from exactly one of pretrained, checkpoint and random_init; given: "

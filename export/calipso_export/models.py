@@ -2,13 +2,11 @@
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,18 +16,15 @@ from calipso_export.beside import Beside, check_architecture, read_beside
 from calipso_export.checkpoints import activation_message, load_checkpoint, part_of_vision, some
 from calipso_export.clip import open_clip
 from calipso_export.config import ExportConfig
-from calipso_export.files import read_structured
 from calipso_export.front_ends import FrontEnd, front_end
 from calipso_export.hf_text import TextPlan, load_tokenizer, plan_text
+from calipso_export.model_names import registered_name
 from calipso_export.preprocessing import settings_of, warn_of_doubt
 from calipso_export.towers import Tower, tower_class
 from calipso_export.towers.base import own_feature
-from calipso_runtime.errors import BundleSchemaError, CalipsoWarning, ModelError, UsageError
+from calipso_runtime.errors import BundleSchemaError, CalipsoWarning, ModelError
 from calipso_runtime.manifest import Preprocess
 
-# A user's configuration must not replace a built-in one, nor another user's, for the rest of the process.
-_BUILT_IN = frozenset(open_clip.list_models())
-_REGISTERED: dict[str, Path] = {}
 # Of random layers: large enough that every branch counts, small enough that 70 of them do not drown the first.
 _LAYER_SCALES = (0.1, 0.3)
 # What open_clip raises, without checks of its own, where a configuration has a wrong name or value.
@@ -122,7 +117,7 @@ def load_model(config: ExportConfig, *, encodes_text: bool = True) -> LoadedMode
         ModelError: unknown model or tag, no network, a checkpoint that is missing, truncated, of another
             architecture or activation, or a vision tower that cannot be exported.
     """
-    name = _registered_name(config.model)
+    name = registered_name(config.model)
     architecture = open_clip.get_model_config(name)
     quick_gelu = bool(architecture.get("quick_gelu", False))
     if config.pretrained is not None:
@@ -207,41 +202,6 @@ def weights_sha256(module: nn.Module, *, vision_only: bool = False) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def _registered_name(model: str) -> str:
-    path = Path(model)
-    if path.suffix == ".json":
-        if not path.is_file():
-            message = f"the model configuration {path} does not exist"
-            raise ModelError(message)
-        _check_configuration(path)
-        if _REGISTERED.setdefault(path.stem, path.resolve()) != path.resolve() or path.stem in _BUILT_IN:
-            message = f"{path} is called like a model that open_clip knows already, {path.stem}: rename the file"
-            raise ModelError(message)
-        open_clip.add_model_config(path)
-        return path.stem
-    name = model.replace("/", "-")
-    if ":" in model or open_clip.get_model_config(name) is None:
-        known = {known.lower(): known for known in open_clip.list_models()}
-        close = difflib.get_close_matches(name.lower(), known, n=3)
-        hint = f" Did you mean {', '.join(known[each] for each in close)}?" if close else ""
-        message = f"open_clip has no model called {model!r}.{hint} `open_clip.list_models()` names them all"
-        raise ModelError(message)
-    return name
-
-
-def _check_configuration(path: Path) -> None:
-    """open_clip skips a file that is no configuration, and cannot load any model after one that is no JSON."""
-    try:
-        document = read_structured(path)
-    except UsageError as error:
-        message = f"the model configuration cannot be used: {error}"
-        raise ModelError(message) from error
-    tables = [document.get(name) for name in ("vision_cfg", "text_cfg")] if isinstance(document, dict) else [None]
-    if "embed_dim" not in document or not all(isinstance(table, dict) for table in tables):
-        message = f"{path} is not an open_clip model configuration: expected embed_dim, vision_cfg and text_cfg"
-        raise ModelError(message)
 
 
 def _create(

@@ -14,7 +14,7 @@ import torch
 from onnx import external_data_helper, numpy_helper
 
 from calipso_export.choices import OPEN_OUTPUTS
-from calipso_export.config import ExportConfig
+from calipso_export.config import ExportConfig, snapshot_of
 from calipso_export.front_ends.points import PointsFrontEnd
 from calipso_export.heads import attribute, few_shot_class
 from calipso_export.heads.calip import CalipParameters
@@ -123,6 +123,9 @@ def _config(
 ) -> ExportConfig:
     weights = manifest.model["weights"]
     source: dict[str, Any] = {}
+    if checkpoint is None and model is not None:
+        # A snapshot has its weights beside it.
+        checkpoint = snapshot_of(model)
     if checkpoint is not None:
         source["checkpoint"] = checkpoint
     elif weights["source"] == "pretrained":
@@ -134,7 +137,7 @@ def _config(
         raise ModelError(message)
     config_file = manifest.model["config"]
     if config_file is not None and model is None:
-        message = f"{bundle} was made from the model configuration {config_file}: give it with --model FILE.json"
+        message = f"{bundle} was made from the model configuration {config_file}: give it with --model"
         raise ModelError(message)
     preprocess = manifest.as_json()["preprocess"]
     return ExportConfig(

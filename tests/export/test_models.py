@@ -1,6 +1,7 @@
 """Models by name, configuration and tag: what would silently be another model is refused."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ import open_clip
 import pytest
 import torch
 from export_samples import CLASSES, TEXT, VIT, noise, write_model
+from safetensors.torch import save_file
 
 from calipso_export import ExportConfig
 from calipso_export.checkpoints import activation_message
+from calipso_export.model_names import architecture_of
 from calipso_export.models import LoadedModel, load_model
 from calipso_runtime.errors import ModelError
 from calipso_runtime.manifest import Preprocess
@@ -193,3 +196,52 @@ def test_without_transformers_the_extra_is_named(
 
     with pytest.raises(ModelError, match=r"needs transformers, .*: pip install 'calipso\[hf\]'"):
         load(path)
+
+
+def snapshot(folder: Path, vit: LoadedModel, **preprocess: object) -> Path:
+    """A folder as a hub has it: the configuration and the weights."""
+    folder.mkdir()
+    document = {"model_cfg": VIT, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(document))
+    save_file(vit.module.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("given", ["", "open_clip_config.json"], ids=["the folder", "the file"])
+def test_a_snapshot_is_model_preprocessing_and_weights_in_one(tmp_path: Path, vit: LoadedModel, given: str) -> None:
+    told = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash", "interpolation": "bicubic"}
+    folder = snapshot(tmp_path / f"snapshot{len(given)}", vit, **told)
+
+    model = load_model(ExportConfig(model=str(folder / given), classes=CLASSES, output=Path("unused")))
+
+    assert (model.name, model.preprocess.mean, model.preprocess.resize_mode) == (folder.name, (0.5,) * 3, "squash")
+    assert model.weights["sha256"] == vit.weights["sha256"]
+
+
+def test_a_checkpoint_that_is_given_is_taken_instead_of_a_snapshots_own(tmp_path: Path, vit: LoadedModel) -> None:
+    folder = snapshot(tmp_path / "snapshot-other", vit)
+    other = {**vit.module.state_dict(), "logit_scale": torch.tensor(3.0)}
+    save_file(other, tmp_path / "other.safetensors")
+
+    model = load_model(
+        ExportConfig(
+            model=str(folder), classes=CLASSES, output=Path("unused"), checkpoint=tmp_path / "other.safetensors"
+        )
+    )
+
+    assert model.scale == pytest.approx(math.exp(3.0))
+
+
+def test_a_folder_that_does_not_say_what_it_holds_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no open_clip_config\.json"):
+        load_model(ExportConfig(model=str(tmp_path), classes=CLASSES, output=Path("unused")))
+
+
+def test_a_folder_that_is_called_like_a_model_does_not_stand_in_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "RN50").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    assert architecture_of("RN50") is None
+    assert ExportConfig(model="RN50", classes=CLASSES, output=Path("unused"), random_init=0).checkpoint is None

@@ -15,6 +15,7 @@ from calipso_export.config import ExportConfig
 from calipso_export.defaults import without_defaults
 from calipso_export.heads.few_shot import FoldedHead
 from calipso_export.lint import declared
+from calipso_export.model_names import architecture_of
 from calipso_export.models import LoadedModel
 from calipso_export.progress import Progress
 from calipso_export.reference import HeadTensors
@@ -190,7 +191,7 @@ def _manifest(made: Made, graph: dict[str, Any]) -> Manifest:
         precision=made[Lowering].precision.name,
         model={
             "name": model.name,
-            "config": Path(config.model).name if config.model.endswith(".json") else None,
+            "config": None if architecture_of(config.model) is None else Path(config.model).name,
             "family": model.tower.family,
             "embed_dim": heads.text.shape[1],
             "logit_scale": model.scale,
