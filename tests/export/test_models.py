@@ -234,7 +234,7 @@ def test_a_checkpoint_that_is_given_is_taken_instead_of_a_snapshots_own(tmp_path
 
 def test_a_folder_that_does_not_say_what_it_holds_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no open_clip_config\.json"):
-        load_model(ExportConfig(model=str(tmp_path), classes=CLASSES, output=Path("unused")))
+        load(tmp_path)
 
 
 def test_a_folder_that_is_called_like_a_model_does_not_stand_in_its_way(
