@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from calipso_export.checkpoint_files import read_state, weights_file, without_prefix
+from calipso_export.choices import GELU, QUICK_GELU
 from calipso_export.clip import open_clip
 from calipso_export.files import PARSING_ERRORS
 from calipso_export.hf_weights import is_hugging_face, to_open_clip
@@ -25,6 +26,8 @@ _NO_WEIGHTS = {
     "text.transformer.embeddings.position_ids",
     "vocab_size",
 }
+_ACTIVATIONS = {True: "QuickGELU", False: "GELU"}
+_QUICK = "-quickgelu"
 # exp(logit_scale): CLIP begins with 14.3 and is held at 100; SigLIP's are near 110.
 _SCALES = 1.0, 1000.0
 _KNOWN_NAMES = {
@@ -45,7 +48,7 @@ def activation_message(name: str, weights: str, *, model: bool) -> str:
         weights: what says so.
         model: whether the model uses QuickGELU.
     """
-    activation = {True: "QuickGELU", False: "GELU"}
+    activation = _ACTIVATIONS
     other = f"{name}-quickgelu" if not model else name.removesuffix("-quickgelu")
     hint = (
         f"use --model {other}" if open_clip.get_model_config(other) else "use the configuration they were trained with"
@@ -54,6 +57,39 @@ def activation_message(name: str, weights: str, *, model: bool) -> str:
         f"the model {name} uses {activation[model]}, but {weights} says that the weights were trained with "
         f"{activation[not model]}: the answers would be quietly wrong; {hint}"
     )
+
+
+def check_activation(name: str, given: str | None, *, quick_gelu: bool) -> None:
+    """Ask for the activation of a checkpoint where its model is published with both, and refuse the wrong one.
+
+    Args:
+        name: the model.
+        given: what was said of it: of `choices.ACTIVATIONS`.
+        quick_gelu: whether the model uses QuickGELU.
+
+    Raises:
+        ModelError: nothing is said, or the model uses the other one.
+    """
+    if given is not None:
+        if (given == QUICK_GELU) != quick_gelu:
+            raise ModelError(activation_message(name, "--activation", model=quick_gelu))
+        return
+    tags = {
+        tag: bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", quick_gelu))
+        for tag in open_clip.list_pretrained_tags_by_model(name)
+    }
+    others = [tag for tag, quick in tags.items() if quick != quick_gelu]
+    # A name that says it is no guess.
+    if not others or name.endswith(_QUICK):
+        return
+    same = [tag for tag, quick in tags.items() if quick == quick_gelu]
+    message = (
+        f"{name} is published with two activations: {_ACTIVATIONS[quick_gelu]} ({some(same) or 'no tag'}), and "
+        f"{_ACTIVATIONS[not quick_gelu]} ({some(others)}), and nothing beside the checkpoint says with which one it "
+        f"was trained. With the wrong one the answers are quietly wrong. Give --activation {GELU}, or --model "
+        f"{name}{_QUICK}"
+    )
+    raise ModelError(message)
 
 
 def part_of_vision(name: str) -> bool:

@@ -3,6 +3,7 @@
 OPSETS = (18, 20, 22, 23, 24, 25)
 OUTPUTS = ("logits", "embedding", "probabilities", "tokens")
 TARGETS = ("cpu", "gpu")
+GELU, QUICK_GELU = ACTIVATIONS = ("gelu", "quick-gelu")
 IO_DTYPES = ("fp32", "fp16")
 INPUTS = ("image", "points")
 VIEW_COUNTS = (6, 10)

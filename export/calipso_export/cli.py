@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calipso_export.choices import (
+    ACTIVATIONS,
     AS_INPUTS,
     EMBED,
     HEAD_MODES,
@@ -48,6 +49,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--pretrained", metavar="TAG", help="open_clip's tag of the weights; downloads them.")
 @click.option("--checkpoint", type=_PATH, metavar="FILE", help="Weights: safetensors, torch, or a folder of them.")
 @click.option("--random-init", type=int, metavar="SEED", help="Random weights, to measure without a checkpoint.")
+@click.option("--activation", type=click.Choice(ACTIVATIONS), help="With which a checkpoint was trained, if in doubt.")
 @click.option("--tokenizer", type=_PATH, metavar="DIR", help="A Hugging Face tokenizer's files, where it is one.")
 @click.option("--text-model", type=_PATH, metavar="DIR", help="A Hugging Face text model's config.json, likewise.")
 @click.option("--input", type=click.Choice(INPUTS), help="What is classified: pictures (default) or point clouds.")

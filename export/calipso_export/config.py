@@ -46,6 +46,8 @@ class ExportConfig:
         random_init: seed of random weights, to measure without a checkpoint.
         tokenizer: a folder with the files of a Hugging Face tokenizer, for models that take theirs from the hub.
         text_model: a folder with the `config.json` of a Hugging Face text model, for models whose text tower is one.
+        activation: "gelu" or "quick-gelu", with which a checkpoint was trained: asked for where its model is published
+            with both, and nothing beside it says which.
         input: what the graph takes: "image", or "points": point clouds, projected into depth maps inside the graph.
         pixels: let the graph take pictures as decoders give them, uint8 [B,H,W,C], and prepare them itself.
         pixels_size: "HxW", where all of them are of one size, as a camera's are; any size where None.
@@ -110,6 +112,7 @@ class ExportConfig:
     random_init: int | None = None
     tokenizer: Path | None = None
     text_model: Path | None = None
+    activation: str | None = None
     input: str = "image"
     pixels: bool = False
     pixels_size: str | None = None

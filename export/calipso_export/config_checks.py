@@ -5,6 +5,7 @@ import math
 from typing import TYPE_CHECKING
 
 from calipso_export.choices import (
+    ACTIVATIONS,
     BAKED,
     EQUAL,
     HEAD_MODES,
@@ -84,6 +85,9 @@ def _check_weights(config: "ExportConfig") -> None:
             f"weights come from exactly one of pretrained, checkpoint and random_init; given: "
             f"{', '.join(given) or 'none'}"
         )
+        raise UsageError(message)
+    if config.activation not in (None, *ACTIVATIONS):
+        message = f"activation is {config.activation!r}: expected one of {', '.join(ACTIVATIONS)}"
         raise UsageError(message)
     if config.random_init is not None and not 0 <= config.random_init <= _MOST_SEED:
         message = f"random_init is {config.random_init}: expected a seed from 0 to {_MOST_SEED}"

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from calipso_export.beside import Beside, check_architecture, read_beside
-from calipso_export.checkpoints import activation_message, load_checkpoint, part_of_vision, some
+from calipso_export.checkpoints import activation_message, check_activation, load_checkpoint, part_of_vision, some
 from calipso_export.clip import open_clip
 from calipso_export.config import ExportConfig
 from calipso_export.front_ends import FrontEnd, front_end
@@ -122,10 +122,7 @@ def load_model(config: ExportConfig, *, encodes_text: bool = True) -> LoadedMode
     quick_gelu = bool(architecture.get("quick_gelu", False))
     if config.pretrained is not None:
         _check_tag(name, config.pretrained, quick_gelu=quick_gelu)
-    beside = Beside() if config.checkpoint is None else read_beside(config.checkpoint)
-    if beside.quick_gelu is not None and beside.quick_gelu != quick_gelu:
-        raise ModelError(activation_message(name, f"{beside.file} beside the weights", model=quick_gelu))
-    check_architecture(beside, architecture, name)
+    beside = _beside(config, name, architecture)
     _, preprocess_source = settings_of(name, config, beside)
     with _quiet():
         text = plan_text(config, name, architecture)
@@ -171,6 +168,19 @@ def load_model(config: ExportConfig, *, encodes_text: bool = True) -> LoadedMode
         weights={**weights, "sha256": weights_sha256(module, vision_only=text.left_out)},
         architecture=architecture,
     )
+
+
+def _beside(config: ExportConfig, name: str, architecture: dict[str, Any]) -> Beside:
+    """What lies beside a checkpoint; it must agree with the model."""
+    if config.checkpoint is None:
+        return Beside()
+    beside, quick_gelu = read_beside(config.checkpoint), bool(architecture.get("quick_gelu", False))
+    if beside.quick_gelu is None:
+        check_activation(name, config.activation, quick_gelu=quick_gelu)
+    elif beside.quick_gelu != quick_gelu:
+        raise ModelError(activation_message(name, f"{beside.file} beside the weights", model=quick_gelu))
+    check_architecture(beside, architecture, name)
+    return beside
 
 
 def _check_tokens(config: ExportConfig, name: str, reason: str | None) -> None:

@@ -13,7 +13,7 @@ import onnx
 import torch
 from onnx import external_data_helper, numpy_helper
 
-from calipso_export.choices import OPEN_OUTPUTS
+from calipso_export.choices import GELU, OPEN_OUTPUTS, QUICK_GELU
 from calipso_export.config import ExportConfig, snapshot_of
 from calipso_export.front_ends.points import PointsFrontEnd
 from calipso_export.heads import attribute, few_shot_class
@@ -136,6 +136,8 @@ def _config(
         message = f"{bundle} was made from the checkpoint {weights['file']}: give it with --checkpoint FILE"
         raise ModelError(message)
     config_file = manifest.model["config"]
+    # What the bundle was made with is no question any more.
+    source["activation"] = QUICK_GELU if manifest.model["quick_gelu"] else GELU
     if config_file is not None and model is None:
         message = f"{bundle} was made from the model configuration {config_file}: give it with --model"
         raise ModelError(message)

@@ -245,3 +245,47 @@ def test_a_folder_that_is_called_like_a_model_does_not_stand_in_its_way(
 
     assert architecture_of("RN50") is None
     assert ExportConfig(model="RN50", classes=CLASSES, output=Path("unused"), random_init=0).checkpoint is None
+
+
+@pytest.fixture
+def no_weights(tmp_path: Path) -> Path:
+    """A checkpoint that is refused as another architecture, once nothing else is wrong."""
+    save_file({"logit_scale": torch.tensor(4.6)}, tmp_path / "none.safetensors")
+    return tmp_path / "none.safetensors"
+
+
+@pytest.mark.parametrize("model", ["ViT-B-32", "ViT-L-14"])
+def test_a_checkpoint_of_a_model_that_is_published_with_two_activations_has_to_say_which(
+    model: str, no_weights: Path, no_download: None
+) -> None:
+    with pytest.raises(ModelError, match=rf"published with two activations: .*--activation gelu, or --model {model}-q"):
+        load(model, checkpoint=no_weights)
+
+
+@pytest.mark.parametrize(("model", "activation"), [("ViT-B-32", "quick-gelu"), ("ViT-B-32-quickgelu", "gelu")])
+def test_an_activation_that_is_not_the_models_is_refused(
+    model: str, activation: str, no_weights: Path, no_download: None
+) -> None:
+    with pytest.raises(ModelError, match="the answers would be quietly wrong"):
+        load(model, checkpoint=no_weights, activation=activation)
+
+
+@pytest.mark.parametrize(
+    ("model", "activation"), [("ViT-B-32", "gelu"), ("ViT-B-32-quickgelu", None), ("ViT-B-16-SigLIP", None)]
+)
+def test_an_activation_that_is_said_or_in_no_doubt_is_not_asked_for(
+    model: str, activation: str | None, no_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(*_: object, **__: object) -> None:
+        message = "it would be built now"
+        raise ModelError(message)
+
+    monkeypatch.setattr("calipso_export.models.open_clip.create_model", built)
+
+    with pytest.raises(ModelError, match="it would be built now"):
+        load_model(
+            ExportConfig(
+                model=model, classes=CLASSES, output=Path("unused"), checkpoint=no_weights, activation=activation
+            ),
+            encodes_text=False,
+        )
