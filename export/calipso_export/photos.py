@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -150,8 +151,11 @@ def labelled_pictures(
 
 
 def class_key(name: str) -> str:
-    """What is left of a class name when case, `_` and `/` do not count."""
-    return " ".join(name.replace("_", " ").replace("/", " ").split()).casefold()
+    """What is left of a class name when case, `_` and `/` do not count, nor how accents are written.
+
+    A Mac names folders with letters and accents apart (NFD), where most texts have them as one (NFC).
+    """
+    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").replace("/", " ").split()).casefold()
 
 
 @contextlib.contextmanager

@@ -46,6 +46,8 @@ _DECODER_ERRORS = (
     zlib.error,
 )
 _CHANNELS = (1, 3, 4)
+# Pillow's modes I;16 and its like, I of 32 bits, F of floats.
+_DEEP_GREY = ("I", "F")
 
 
 def decode(picture: Picture, config: Preprocess, *, name: str) -> npt.NDArray[np.float32]:
@@ -90,6 +92,7 @@ def using(picture: Picture, function: "Callable[[Image.Image, str], Made]", *, n
         picture = _image_of(picture, name)
     try:
         with _opened(picture, name) as image:
+            _check_depth(image, name)
             return function(image, name)
     except CalipsoError:
         raise
@@ -103,6 +106,16 @@ def using(picture: Picture, function: "Callable[[Image.Image, str], Made]", *, n
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         message = f"{name} cannot be used as a picture: {reason}"
         raise ImageError(message) from error
+
+
+def _check_depth(image: "Image.Image", name: str) -> None:
+    """Refuse grey of more than 8 bits: as RGB all above 255 is white, and fractions are black, without a word."""
+    if image.mode.startswith(_DEEP_GREY):
+        message = (
+            f"{name} is a grey picture of more than 8 bits a pixel (Pillow's mode {image.mode}): of such numbers only "
+            "those up to 255 are kept. Scale it to 8 bits first, by the range that the camera uses"
+        )
+        raise ImageError(message)
 
 
 def _pillow() -> "ModuleType":

@@ -10,7 +10,8 @@ from PIL import Image
 from calipso_export.models import LoadedModel
 from calipso_export.photos import Photos, check_photos, check_readable, find_photos, labelled_pictures
 from calipso_export.progress import silent
-from calipso_runtime.errors import ShotsError, UsageError
+from calipso_export.steps.gather import read_pictures
+from calipso_runtime.errors import CalipsoWarning, ShotsError, UsageError
 
 Check = Callable[..., Photos]
 
@@ -43,7 +44,13 @@ def test_photos_are_sorted_by_class_and_name(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "of"),
-    [("Sea_Horse", "sea horse"), ("sea horse", "Sea_Horse"), ("SEA  HORSE", "sea/horse"), ("STRASSE", "straße")],
+    [
+        ("Sea_Horse", "sea horse"),
+        ("sea horse", "Sea_Horse"),
+        ("SEA  HORSE", "sea/horse"),
+        ("STRASSE", "straße"),
+        ("Cafe\u0301", "caf\u00e9"),
+    ],
 )
 def test_a_folder_fits_its_class_whatever_the_case_and_underscores(tmp_path: Path, name: str, of: str) -> None:
     folder = write_shots(tmp_path / "shots", ("ant", name), count=1)
@@ -190,6 +197,19 @@ def test_pictures_to_verify_on_are_labelled_by_their_folder(tmp_path: Path) -> N
     found = labelled_pictures(folder, CLASSES)
 
     assert {path.parent.name: label for path, label in found} == {"BEE": 1, "ant": 0, "other": None}
+
+
+def test_pictures_in_folders_of_no_class_are_told(tmp_path: Path, vit: LoadedModel) -> None:
+    folder = write_shots(tmp_path / "pictures", ("ant", "bee", "crabs"), count=2)
+
+    with pytest.warns(CalipsoWarning, match="2 of 6 pictures count for no accuracy: .*'crabs'"):
+        read_pictures(folder, CLASSES, vit.front_end)
+
+
+def test_pictures_of_no_classes_at_all_need_no_warning(tmp_path: Path, vit: LoadedModel) -> None:
+    folder = write_shots(tmp_path / "pictures", ("monday", "tuesday"), count=1)
+
+    assert [picture.label for picture in read_pictures(folder, CLASSES, vit.front_end).pictures] == [None, None]
 
 
 def test_a_folder_without_pictures_cannot_be_verified_on(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from calipso_runtime.preprocess import normalise
 from calipso_runtime.reference import Reference
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-MODES = ("RGB", "L", "LA", "RGBA", "CMYK", "P", "1", "I", "F", "I;16", "PA", "RGBa", "YCbCr", "HSV", "LAB", "RGBX")
+MODES = ("RGB", "L", "LA", "RGBA", "CMYK", "P", "1", "PA", "RGBa", "YCbCr", "HSV", "LAB", "RGBX")
 FILLS = {"shortest": 0, "longest": 127, "squash": 0}
 SIZES = ((70, 50), (50, 70), (13, 9), (32, 32), (24, 41), (640, 20))
 LABELS = ("tulip", "daisy", "rose", "lily", "iris", "poppy", "aster")

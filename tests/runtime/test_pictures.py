@@ -50,7 +50,6 @@ FILES = {
     "png": encoded(picture("RGB", 70, 50), "PNG"),
     "png with alpha": encoded(picture("RGBA", 70, 50), "PNG"),
     "grey png with alpha": encoded(picture("LA", 70, 50), "PNG"),
-    "16-bit png": encoded(picture("I;16", 70, 50), "PNG"),
     "1-bit png": encoded(picture("1", 70, 50), "PNG"),
     "palette png": encoded(picture("P", 70, 50), "PNG"),
     "palette png with one transparent colour": encoded(picture("P", 70, 50), "PNG", transparency=3),
@@ -62,12 +61,29 @@ FILES = {
     "animated png": animation("PNG"),
     "webp with alpha": encoded(picture("RGBA", 70, 50), "WEBP"),
     "bmp": encoded(picture("RGB", 70, 50), "BMP"),
-    "float tiff": encoded(picture("F", 70, 50), "TIFF"),
-    "32-bit tiff": encoded(picture("I", 70, 50), "TIFF"),
     "tiff of two pages": animation("TIFF"),
     "ppm": encoded(picture("RGB", 70, 50), "PPM"),
     "ico": encoded(picture("RGBA", 64, 64), "ICO"),
 }
+
+
+DEEP_GREY = {
+    "16-bit png": encoded(picture("I;16", 70, 50), "PNG"),
+    "16-bit tiff": encoded(picture("I;16", 70, 50), "TIFF"),
+    "32-bit tiff": encoded(picture("I", 70, 50), "TIFF"),
+    "float tiff": encoded(picture("F", 70, 50), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("content", DEEP_GREY.values(), ids=DEEP_GREY)
+def test_grey_that_would_become_white_or_black_is_refused(content: bytes) -> None:
+    with pytest.raises(ImageError, match="scan is a grey picture of more than 8 bits a pixel"):
+        pictures.decode(content, CONFIG, name="scan")
+
+
+def test_an_opened_picture_of_deep_grey_is_refused_too() -> None:
+    with pytest.raises(ImageError, match="more than 8 bits"):
+        pictures.decode(picture("I;16", 20, 20), CONFIG, name="scan")
 
 
 @pytest.mark.parametrize("content", FILES.values(), ids=FILES)
@@ -130,7 +146,7 @@ def test_what_the_caller_gave_is_left_as_it_was() -> None:
     assert not stream.closed
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "webp with alpha", "bmp", "float tiff"])
+@pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "webp with alpha", "bmp", "ppm"])
 def test_a_truncated_file_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "half.picture"
     path.write_bytes(FILES[kind][: len(FILES[kind]) // 2])

@@ -1,6 +1,7 @@
 """Gather: every prompt and picture that the export will need, read once, before any long work."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -15,10 +16,11 @@ from calipso_export.precision import AUTO
 from calipso_export.progress import Progress
 from calipso_export.step import Made
 from calipso_export.templates import Prompts, read_prompts
-from calipso_runtime.errors import UsageError
+from calipso_runtime.errors import CalipsoWarning, UsageError
 
 # Of the shots, when there is nothing else to verify on: an even sample over the classes.
 _MOST_SHOTS = 64
+_MOST_FOLDERS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,22 @@ def read_pictures(folder: Path, classes: Sequence[str], front_end: FrontEnd) -> 
         Picture(name=str(path.relative_to(folder)), content=path, label=label)
         for path, label in labelled_pictures(folder, classes, front_end.extensions)
     ]
+    _warn_of_unlabelled(found)
     return Pictures(pictures=tuple(found), source=f"the folder {folder.name}")
+
+
+def _warn_of_unlabelled(found: Sequence[Picture]) -> None:
+    """Where some folders are named like classes, tell which are not: their pictures count for no accuracy."""
+    left_out = [picture for picture in found if picture.label is None]
+    if not left_out or len(left_out) == len(found):
+        return
+    folders = sorted({str(Path(picture.name).parent) for picture in left_out})
+    shown = ", ".join(map(repr, folders[:_MOST_FOLDERS])) + (", ..." if len(folders) > _MOST_FOLDERS else "")
+    message = (
+        f"{len(left_out)} of {len(found)} pictures count for no accuracy: their folders are named like no class "
+        f"({shown})"
+    )
+    warnings.warn(message, CalipsoWarning, stacklevel=3)
 
 
 def evenly(count: int, most: int) -> list[int]:
