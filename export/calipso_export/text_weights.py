@@ -35,3 +35,17 @@ def text_features(model: LoadedModel, classes: tuple[str, ...], prompts: Prompts
         means.append(torch.stack(features[start : start + len(own)]).mean(dim=0))
         start += len(own)
     return functional.normalize(torch.stack(means), dim=-1)
+
+
+def cut_classes(model: LoadedModel, classes: tuple[str, ...], prompts: Prompts) -> list[str]:
+    """Classes whose longest prompt does not fit into the text tower's context, so that its end is cut off."""
+    tokenizer = model.tokenizer
+    longest = {name: max(prompts.of(name), key=len) for name in classes}
+    # Padding is what stands behind a short text.
+    length = tokenizer(["a"]).shape[1]
+    padding = int(tokenizer(["a"], context_length=length + 1)[0, -1])
+    cut = []
+    for some in batches(list(longest), _BATCH):
+        longer = tokenizer([longest[name] for name in some], context_length=length + 1)
+        cut += [name for name, row in zip(some, longer.tolist(), strict=True) if row[-1] != padding]
+    return cut

@@ -252,8 +252,8 @@ def test_other_weights_are_encoded_again(run: Encode, vit: LoadedModel, encoded:
 
 
 def odd_photos(folder: Path) -> None:
-    for mode in ("L", "LA", "RGBA", "P", "I;16", "1"):
-        noise(3, mode=mode).save(folder / f"{mode.replace(';', '-')}.png")
+    for mode in ("L", "LA", "RGBA", "P", "1"):
+        noise(3, mode=mode).save(folder / f"{mode}.png")
     noise(4, mode="CMYK").save(folder / "cmyk.jpg")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -283,7 +283,7 @@ def test_photos_of_every_odd_kind_are_prepared_like_open_clip(run: Encode, vit: 
         image = torch.stack([by_open_clip(vit, photo) for photo in photos])
         wanted = functional.normalize(vit.visual(image), dim=-1)
 
-    assert len(photos) == 12
+    assert len(photos) == 11
     torch.testing.assert_close(run(photos=photos).plain, wanted, atol=1e-6, rtol=0)
 
 

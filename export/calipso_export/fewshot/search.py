@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from calipso_export.fewshot.features import PhotoFeatures
-from calipso_export.progress import Progress, track
+from calipso_export.progress import Progress, silent, track
 from calipso_runtime.head import search as calibrate
 
 # Tip-Adapter's released grid up to 20 and 10, for heads that train: they try its settings after every epoch.
@@ -120,7 +120,7 @@ def search_calip(
     b2s, b3s = B2S, B3S
     judge = _CalipJudge(logits, features.calip[photos], features.labels[photos])
     for growth in range(_MOST_GROWTHS + 1):
-        accuracy = judge.accuracy(b2s, b3s, progress)
+        accuracy = judge.accuracy(b2s, b3s, progress if growth == 0 else silent)
         b2_at, b3_at = middle_of_best(accuracy)
         edges = [name for name, at, grid in (("b2", b2_at, b2s), ("b3", b3_at, b3s)) if at == len(grid) - 1]
         if not edges or growth == _MOST_GROWTHS:

@@ -12,11 +12,12 @@ from calipso_export.models import LoadedModel
 from calipso_export.progress import Progress
 from calipso_export.step import Made
 from calipso_export.templates import Prompts
-from calipso_export.text_weights import text_features
+from calipso_export.text_weights import cut_classes, text_features
 from calipso_runtime.errors import CalipsoWarning
 
 # Features of length 1 that agree to this many decimals have a cosine above 1 - 1e-6.
 _EQUAL_DECIMALS = 5
+_MOST_SHOWN, _LONGEST = 5, 40
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,11 +38,24 @@ class EncodePrompts:
         config, model = made[ExportConfig], made[LoadedModel]
         classes = config.classes
         if config.text_weights is None:
+            _warn_of_cut_prompts(cut_classes(model, classes, made[Prompts]), len(classes))
             values = text_features(model, classes, made[Prompts], progress)
         else:
             values = read_text_weights(config.text_weights, classes, width=int(model.architecture["embed_dim"]))
         _warn_of_equal_classes(classes, values)
         made.add(TextFeatures(values=values))
+
+
+def _warn_of_cut_prompts(cut: list[str], classes: int) -> None:
+    if not cut:
+        return
+    names = [name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..." for name in cut[:_MOST_SHOWN]]
+    shown = ", ".join(map(repr, names)) + (", ..." if len(cut) > _MOST_SHOWN else "")
+    message = (
+        f"prompts of {len(cut)} of {classes} classes are longer than the text tower's context, and their ends are cut "
+        f"off: {shown}"
+    )
+    warnings.warn(message, CalipsoWarning, stacklevel=3)
 
 
 def _warn_of_equal_classes(classes: tuple[str, ...], text: torch.Tensor) -> None:

@@ -120,7 +120,7 @@ def choose(
         cache: the keys, of two classes at least.
         photos: to judge on. Of those that are keys, only photos of classes with two or more are counted.
         most_exponentials: above which the photos are sampled evenly.
-        told: of the steps done, after each.
+        told: of the steps done and all of them, before the first and after each.
     """
     search = _Search(cache, photos, most_exponentials, told)
     us, vs, shots = US, VS, len(cache.keys) / len(np.unique(cache.owners))
@@ -247,6 +247,10 @@ class _Search:
         low = np.empty((len(new), len(photos.truth)), np.float32)
         high, others = np.empty_like(low), np.zeros(len(new))
         total = -(-len(photos.truth) // max(_LEAST_PHOTOS, _CHUNK_VALUES // len(self._keys)))
+        # Where the grid grows, a few rows more are quick.
+        told = self._told if not self._known else None
+        if told is not None:
+            told(0, total)
         for done, (affinity, rows) in enumerate(self._affinities(), start=1):
             truth, weight = photos.truth[rows], self._hold_out(affinity, rows)
             for row, u in enumerate(new):
@@ -255,8 +259,8 @@ class _Search:
                 is_wrong = np.arange(cached.shape[1])[None, :] != truth[:, None]
                 is_wrong &= (self._counts > 0)[None, :]
                 others[row] += cached[is_wrong].sum(dtype=np.float64)
-            if self._told is not None:
-                self._told(done, total)
+            if told is not None:
+                told(done, total)
         wrong = (len(self._present) - np.isin(photos.truth, self._present)).sum()
         for row, u in enumerate(new):
             mean = others[row] / max(1, wrong)
