@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from calipso_export.front_ends.base import FrontEnd
 
 _MOST_LINES_SHOWN = 50
+_MOST_NAMES_SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ def find_photos(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
         if not path.is_dir() and not path.name.startswith(".")
     ]
     filled = {index for _, index in found}
+    _check_names([path for path, _ in found])
     empty = [str(folders[name]) for index, name in enumerate(classes) if index not in filled]
     if empty:
         message = f"no photos in {', '.join(empty)}: every class needs at least one"
@@ -147,7 +149,29 @@ def labelled_pictures(
         raise ShotsError(message)
     index_of = {class_key(name): index for index, name in enumerate(classes)}
     paths = [path for path in map(Path, collect([str(folder)], extensions=extensions)) if not path.name.startswith(".")]
+    _check_names(paths)
     return [(path, index_of.get(class_key(path.parent.name))) for path in paths]
+
+
+def _check_names(paths: Sequence[Path]) -> None:
+    """Refuse names that are no text: no report or manifest can hold them."""
+    wrong = [path for path in paths if not _is_text(str(path))]
+    if wrong:
+        shown = ", ".join(ascii(str(path)) for path in wrong[:_MOST_NAMES_SHOWN])
+        more = ", ..." if len(wrong) > _MOST_NAMES_SHOWN else ""
+        message = (
+            f"{len(wrong)} of {len(paths)} pictures have names that are no UTF-8: {shown}{more}. Rename them: an "
+            "archive of another system may have been unpacked without its encoding"
+        )
+        raise ShotsError(message)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def class_key(name: str) -> str:

@@ -1,5 +1,7 @@
 """Folders of photos: matched with the classes, checked before any long work, every problem listed."""
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -210,6 +212,16 @@ def test_pictures_of_no_classes_at_all_need_no_warning(tmp_path: Path, vit: Load
     folder = write_shots(tmp_path / "pictures", ("monday", "tuesday"), count=1)
 
     assert [picture.label for picture in read_pictures(folder, CLASSES, vit.front_end).pictures] == [None, None]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_no_text_are_refused_before_anything_is_read(folder: Path) -> None:
+    (folder / "ant" / "0.png").rename(os.fsdecode(os.fsencode(folder / "ant") + b"/caf\xe9.png"))
+
+    with pytest.raises(ShotsError, match=r"1 of 9 pictures have names that are no UTF-8: .*caf\\udce9"):
+        find_photos(folder, CLASSES)
+    with pytest.raises(ShotsError, match="1 of 9 pictures have names"):
+        labelled_pictures(folder, CLASSES)
 
 
 def test_a_folder_without_pictures_cannot_be_verified_on(tmp_path: Path) -> None:
