@@ -18,7 +18,7 @@ import torch
 
 from calipso_export.fewshot.features import PhotoFeatures
 from calipso_export.progress import Progress, silent, track
-from calipso_runtime.head import search as calibrate
+from calipso_runtime.head import search as head_search
 
 # Tip-Adapter's released grid up to 20 and 10, for heads that train: they try its settings after every epoch.
 BETAS = torch.linspace(0.1, 20.0, 200)
@@ -42,7 +42,7 @@ class Choice:
     """What a search chose, and why.
 
     Attributes:
-        values: the chosen parameters by name, or None where the plain classifier was at least as good.
+        values: the chosen parameters by name, or None where they do not pay.
         record: for the manifest: photos used, accuracy before and after.
         curve: the best validation accuracy along the first parameter, for the report.
     """
@@ -70,11 +70,13 @@ def search_tip_adapter(
     """
     if len(torch.unique(features.labels)) < _LEAST_CLASSES:
         # Of one class there is nothing to tell apart.
-        return _choice(dict(calibrate.START), None, 0, [], [], method=_PRIOR)
+        return _choice(dict(head_search.START), None, 0, [], [], method=_PRIOR)
     shown = features if judged is None else judged
-    found = calibrate.choose(
-        calibrate.Cache(keys=features.keys.numpy(), owners=features.labels.numpy(), pictures=features.contents.numpy()),
-        calibrate.Photos(
+    found = head_search.choose(
+        head_search.Cache(
+            keys=features.keys.numpy(), owners=features.labels.numpy(), pictures=features.contents.numpy()
+        ),
+        head_search.Photos(
             features=shown.plain.numpy(),
             truth=shown.labels.numpy(),
             base=base.numpy(),
