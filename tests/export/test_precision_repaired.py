@@ -95,8 +95,10 @@ def large_scores(vit: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", ["shots", None], ids=["among other pictures", "alone"])
 def test_the_search_counts_as_edge_cases_what_the_export_counts(
-    tiny: MakeConfig, checkpoint: Path, classes: str | None, monkeypatch: pytest.MonkeyPatch
+    tiny: MakeConfig, checkpoint: Path, tmp_path: Path, classes: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Trials of other tests are remembered in the cache that they share.
+    own = {"feature_cache": tmp_path / "cache", **({} if classes else {"verify_data": None})}
     asked: list[tuple[int, int]] = []
 
     def counted(names: list[str], *arguments: Any, edge_cases: int, **others: Any) -> Parity:
@@ -104,7 +106,7 @@ def test_the_search_counts_as_edge_cases_what_the_export_counts(
         return compare(names, *arguments, edge_cases=edge_cases, **others)
 
     monkeypatch.setattr(repair, "compare", counted)
-    export(tiny(checkpoint=checkpoint, **({} if classes else {"verify_data": None})))
+    export(tiny(checkpoint=checkpoint, **own))
 
     given, named = zip(*asked, strict=True)
     assert given == named

@@ -109,7 +109,7 @@ def test_alpha_and_beta_are_those_that_an_export_chooses() -> None:
     )
     base = head.scale * keys @ torch.from_numpy(head.text).T
 
-    exported = search_tip_adapter(photos, base, list(head.labels), silent)
+    exported = search_tip_adapter(photos, base, silent)
     found = calibrate(head)
 
     assert found is not None
