@@ -91,12 +91,18 @@ def check_architecture(beside: Beside, architecture: Mapping[str, Any], name: st
 
 
 def _of_transformers(folder: Path) -> Beside:
-    document = _read(folder / _HF_MODEL)
     try:
-        usual = _HF_ACTIVATIONS.get(str(document.get("model_type")))
+        document = _read(folder / _HF_MODEL)
+    except ModelError:
+        # Many programs write a config.json, and not all of them JSON.
+        return Beside()
+    usual = _HF_ACTIVATIONS.get(str(document.get("model_type")))
+    if usual is None:
+        return Beside()
+    try:
         towers = [document.get(f"{tower}_config") or {} for tower in ("vision", "text")]
         told = {tower.get("hidden_act", usual) for tower in towers}
-        activation = told.pop() if len(told) == 1 and usual is not None else None
+        activation = told.pop() if len(told) == 1 else None
     except (TypeError, AttributeError) as error:
         raise _not_a_configuration(folder / _HF_MODEL, error) from error
     found: dict[str, Any] = {}

@@ -125,6 +125,14 @@ def test_an_activation_that_differs_from_the_one_in_their_configuration_is_refus
         load(tmp_path, tmp_path / "hf", {**CLIP, "quick_gelu": False})
 
 
+@pytest.mark.parametrize("content", ["[]", "{", '{"model_type": "a run of mine", "vision_config": 3}'])
+def test_a_config_json_that_is_not_transformers_says_nothing(tmp_path: Path, content: str) -> None:
+    torch.save(clip().state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "config.json").write_text(content)
+
+    assert load(tmp_path, tmp_path / "weights.pt", CLIP).preprocess_source == "open_clip's default"
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_siglip_model_answers_as_it_does_in_transformers(tmp_path: Path) -> None:
