@@ -220,8 +220,11 @@ def test_of_single_photos_a_prior_chooses() -> None:
     assert (choice.record["photos"], choice.record["kept"]) == (0, True)
 
 
-def test_calip_is_searched_without_a_cache_that_knows_nothing_of_a_class() -> None:
-    features, base = sample((4, 1, 3), 1)
+@pytest.mark.parametrize("copied", [False, True], ids=["one photo", "copies of one photo"])
+def test_calip_is_searched_without_a_cache_that_knows_nothing_of_a_class(copied: bool) -> None:
+    features, base = sample((4, 2 if copied else 1, 3), 1)
+    if copied:
+        features = dataclasses.replace(features, contents=torch.tensor([0, 1, 2, 3, 4, 4, 6, 7, 8]))
 
     def never(rows: torch.Tensor) -> torch.Tensor:
         raise AssertionError(rows)

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from calipso_export.fewshot.features import PhotoFeatures
+from calipso_export.fewshot.features import PhotoFeatures, single_classes
 from calipso_export.heads import FEW_SHOT, few_shot_class
 from calipso_export.heads.few_shot import FewShotHead, Fit, Shots
-from calipso_export.heads.grid import has_single
 from calipso_export.progress import Progress
 from calipso_runtime.accuracy import bootstrap, mcnemar, share_right
 from calipso_runtime.errors import ShotsError
@@ -52,7 +51,7 @@ def choose_head(shots: Shots, progress: Progress, heads: Mapping[str, str] = FEW
     Raises:
         ShotsError: none of them takes the photos.
     """
-    if has_single(shots):
+    if single_classes(shots.photos.labels, shots.photos.contents, len(shots.classes)):
         # Nothing can be held out, so nothing can be compared: the first head has settings for that.
         name = next(iter(heads))
         only = few_shot_class(name).fit(shots, progress)

@@ -4,6 +4,8 @@ import dataclasses
 
 import torch
 
+_LEAST = 2
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhotoFeatures:
@@ -31,3 +33,15 @@ class PhotoFeatures:
         """Some of the photos."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return PhotoFeatures(**{name: value[rows] if len(value) else value for name, value in values.items()})
+
+
+def single_classes(labels: torch.Tensor, contents: torch.Tensor, classes: int) -> list[int]:
+    """Return the classes with fewer than two different photos: held out, nothing is left of them.
+
+    Args:
+        labels: int64 [M], class index.
+        contents: int64 [M], the same number for photos of the same content.
+        classes: how many there are.
+    """
+    different = torch.unique(torch.stack([labels, contents]), dim=1)[0]
+    return (torch.bincount(different, minlength=classes) < _LEAST).nonzero().flatten().tolist()

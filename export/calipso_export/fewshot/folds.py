@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from calipso_export.fewshot.features import single_classes
 from calipso_runtime.errors import ShotsError
 
 MOST_FOLDS = 5
@@ -25,10 +26,11 @@ def folds(labels: torch.Tensor, contents: torch.Tensor, classes: Sequence[str]) 
         ShotsError: a class has one photo only, copies aside.
     """
     different = [torch.unique(contents[labels == index]) for index in range(len(classes))]
-    single = [name for name, own in zip(classes, different, strict=True) if len(own) < 2]  # noqa: PLR2004
+    single = single_classes(labels, contents, len(classes))
     if single:
+        names = ", ".join(repr(classes[index]) for index in single)
         message = (
-            f"one photo only of {', '.join(map(repr, single))}: settings are chosen by holding photos out, "
+            f"one photo only of {names}: settings are chosen by holding photos out, "
             "which leaves nothing of these classes. Add photos, or take --head tip-adapter or proker, which have usual "
             "settings for single photos"
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from calipso_export.fewshot.features import PhotoFeatures
+from calipso_export.fewshot.features import PhotoFeatures, single_classes
 from calipso_export.progress import Progress, silent, track
 from calipso_runtime.head import search as head_search
 
@@ -117,7 +117,7 @@ def search_calip(
     """
     photos = evenly(len(base), _MOST_SUMS / (base.shape[1] * len(B2S) * len(B3S)))
     logits = base[photos]
-    if few_shot is not None and bool((torch.bincount(features.labels, minlength=base.shape[1]) > 1).all()):
+    if few_shot is not None and not single_classes(features.labels, features.contents, base.shape[1]):
         logits = logits + few_shot(photos)
     b2s, b3s = B2S, B3S
     judge = _CalipJudge(logits, features.calip[photos], features.labels[photos])

@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 
-from calipso_export.fewshot.features import PhotoFeatures
+from calipso_export.fewshot.features import PhotoFeatures, single_classes
 from calipso_export.heads.few_shot import FewShotHead, Fit, Shots, held_out_by_folds, right_by_setting
 from calipso_export.progress import Progress
 
 Grid = Mapping[str, Sequence[float]]
 # How a head was fitted where nothing could be held out.
 SINGLE = "usual settings: a class has one photo only"
-_LEAST = 2
 
 
 def fit_on_grid(
@@ -43,7 +42,8 @@ def fit_on_grid(
     Raises:
         ShotsError: a class has one photo only, there are no validation photos, and no `single`.
     """
-    if single is not None and shots.validation is None and has_single(shots):
+    alone = single_classes(shots.photos.labels, shots.photos.contents, len(shots.text))
+    if single is not None and shots.validation is None and alone:
         usual = {"method": SINGLE, "photos": 0, "best": dict(single), "at_edge": [], "kept": True}
         at_single = partial(make, **single)
         held = held_out_by_folds(shots, at_single)
@@ -83,13 +83,6 @@ def fit_on_grid(
         held_out=held_out_by_folds(shots, at_best),
         refit=at_best,
     )
-
-
-def has_single(shots: Shots) -> bool:
-    """Whether a class has one photo only, copies aside."""
-    photos = shots.photos
-    different = torch.unique(torch.stack([photos.labels, photos.contents]), dim=1)[0]
-    return bool((torch.bincount(different, minlength=len(shots.text)) < _LEAST).any())
 
 
 def spaced(low: float, high: float, count: int) -> tuple[float, ...]:

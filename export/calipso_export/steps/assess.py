@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from calipso_export.config import ExportConfig
+from calipso_export.fewshot.features import single_classes
 from calipso_export.heads.calip import CalipParameters
 from calipso_export.heads.few_shot import Fit, Shots
 from calipso_export.progress import Progress, silent, track
@@ -143,15 +144,10 @@ def _why_not(shots: Shots, fit: Fit | None, calip: CalipParameters | None) -> st
     if calip is not None and photos.calip.shape[1] == 0:
         return "of ready keys it is not known what CALIP adds to their photos' logits"
     if fit is not None:
-        single = [
-            name
-            for index, name in enumerate(shots.classes)
-            if len(torch.unique(photos.contents[photos.labels == index])) < 2  # noqa: PLR2004
-        ]
+        single = single_classes(photos.labels, photos.contents, len(shots.classes))
         if single:
-            return (
-                f"one photo only of {', '.join(map(repr, single))}, which leaves nothing to fit on where it is held out"
-            )
+            names = ", ".join(repr(shots.classes[index]) for index in single)
+            return f"one photo only of {names}, which leaves nothing to fit on where it is held out"
     return None
 
 
