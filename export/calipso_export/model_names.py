@@ -1,7 +1,7 @@
 """What `--model` may be: a name of open_clip, a model configuration, or a hub's snapshot of one with its weights."""
 
-import atexit
 import difflib
+import functools
 import json
 import tempfile
 from pathlib import Path
@@ -16,9 +16,6 @@ HUB = "hf-hub:"
 # A user's configuration must not replace a built-in one, nor another user's, for the rest of the process.
 _BUILT_IN = frozenset(open_clip.list_models())
 _REGISTERED: dict[str, Path] = {}
-# Architectures out of snapshots, as files of their own: open_clip knows no other way to be told one.
-_UNPACKED = tempfile.TemporaryDirectory(prefix="calipso-models-")
-atexit.register(_UNPACKED.cleanup)
 
 
 def architecture_of(model: str) -> Path | None:
@@ -51,7 +48,7 @@ def plain_file(path: Path) -> Path:
     document = _document(path)
     if "model_cfg" not in document:
         return path
-    plain = Path(_UNPACKED.name) / f"{path.resolve().parent.name}.json"
+    plain = Path(_unpacked().name) / f"{path.resolve().parent.name}.json"
     plain.write_text(json.dumps(document["model_cfg"]), encoding="utf-8")
     return plain
 
@@ -76,6 +73,12 @@ def registered_name(model: str) -> str:
         raise ModelError(message)
     open_clip.add_model_config(plain)
     return plain.stem
+
+
+@functools.cache
+def _unpacked() -> tempfile.TemporaryDirectory[str]:
+    """Architectures from snapshots as files of their own: open_clip takes nothing else. Removed when Python exits."""
+    return tempfile.TemporaryDirectory(prefix="calipso-models-")
 
 
 def _known_name(model: str) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calipso_runtime.head.classes import Head
-from calipso_runtime.head.search import Cache, Photos, choose
+from calipso_runtime.head.search import Cache, Photos, choose, judged_rows
 from calipso_runtime.head.stand_in import mean_keys
 
 Float32 = npt.NDArray[np.float32]
@@ -44,8 +44,9 @@ def calibrate(head: Head) -> Calibration | None:
     """
     if len(np.unique(head.owners)) < _LEAST_CLASSES:
         return None
-    rows = np.arange(len(head.keys))
-    photos = Photos(features=head.keys, truth=head.owners, base=base_logits(head, rows))
+    # Logits of the photos that will be judged alone: of very many keys all of them would take longer than the search.
+    rows = judged_rows(head.counts[head.owners] > 1, len(head.keys))
+    photos = Photos(features=head.keys[rows], truth=head.owners[rows], base=base_logits(head, rows))
     choice = choose(Cache(keys=head.keys, owners=head.owners), photos)
     is_kept = choice.pays or not head.has_text.all()
     return Calibration(

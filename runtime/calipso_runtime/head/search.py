@@ -149,6 +149,20 @@ def choose(
     )
 
 
+def judged_rows(counted: Bool, keys: int, most_exponentials: float = _MOST_EXPONENTIALS) -> Int64:
+    """Return which photos are judged: those that count, evenly sampled; all alike where none counts.
+
+    Args:
+        counted: bool [V], whether something of a photo's class is left where it is held out.
+        keys: of the cache.
+        most_exponentials: that the search may take.
+    """
+    # Where nothing can be counted the photos still say how far everything spreads.
+    rows = np.flatnonzero(counted) if counted.any() else np.arange(len(counted))
+    judged: Int64 = rows[_evenly(len(rows), int(most_exponentials / (len(US) * keys)))]
+    return judged
+
+
 class _Search:
     """Between which alphas each photo is right, for every u that was asked."""
 
@@ -162,9 +176,7 @@ class _Search:
         if self._pictures is not None and photos.are_keys:
             different = np.unique(np.stack([self._owners, self._pictures]), axis=1)[0]
             counted &= np.bincount(different, minlength=len(counts))[photos.truth] > 1
-        # Where nothing can be counted the photos still say how far everything spreads.
-        rows = np.flatnonzero(counted) if counted.any() else np.arange(len(photos.truth))
-        rows = rows[_evenly(len(rows), int(most / (len(US) * len(self._keys))))]
+        rows = judged_rows(counted, len(self._keys), most)
         self._photos = dataclasses.replace(
             photos,
             features=photos.features[rows],
@@ -175,6 +187,7 @@ class _Search:
         self.counted = counted[rows]
         self.right_without: Bool = (self._photos.base.argmax(axis=1) == self._photos.truth)[self.counted]
         self._counts, self._told = counts, told
+        self._at_once = max(_LEAST_PHOTOS, _CHUNK_VALUES // len(self._keys))
         self._known: dict[float, tuple[Float32, Float32, float]] = {}
         self._text_spread = max(float(self._photos.base.std(axis=1).mean()), _LEAST_SPREAD)
         self._spread = self._key_spread()
@@ -233,9 +246,8 @@ class _Search:
 
     def _affinities(self) -> Iterator[tuple[Float32, slice]]:
         """Cosines of some photos with all keys, and which photos."""
-        size = max(_LEAST_PHOTOS, _CHUNK_VALUES // len(self._keys))
-        for start in range(0, len(self._photos.truth), size):
-            rows = slice(start, start + size)
+        for start in range(0, len(self._photos.truth), self._at_once):
+            rows = slice(start, start + self._at_once)
             yield self._photos.features[rows] @ self._keys.T, rows
 
     def _ask(self, us: Float64) -> None:
@@ -246,18 +258,17 @@ class _Search:
         photos = self._photos
         low = np.empty((len(new), len(photos.truth)), np.float32)
         high, others = np.empty_like(low), np.zeros(len(new))
-        total = -(-len(photos.truth) // max(_LEAST_PHOTOS, _CHUNK_VALUES // len(self._keys)))
+        total = -(-len(photos.truth) // self._at_once)
         # Where the grid grows, a few rows more are quick.
         told = self._told if not self._known else None
         if told is not None:
             told(0, total)
         for done, (affinity, rows) in enumerate(self._affinities(), start=1):
             truth, weight = photos.truth[rows], self._hold_out(affinity, rows)
+            is_wrong = (np.arange(len(self._counts))[None, :] != truth[:, None]) & (self._counts > 0)
             for row, u in enumerate(new):
                 cached = self._cached(affinity, u, truth, weight)
                 low[row, rows], high[row, rows] = _interval(photos.base[rows], cached, truth)
-                is_wrong = np.arange(cached.shape[1])[None, :] != truth[:, None]
-                is_wrong &= (self._counts > 0)[None, :]
                 others[row] += cached[is_wrong].sum(dtype=np.float64)
             if told is not None:
                 told(done, total)
