@@ -133,7 +133,7 @@ def without_prefix(state: Mapping[str, torch.Tensor], wanted: Iterable[str], pat
 
 
 def _read_shards(index: Path) -> State:
-    places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    places = _weight_map(index)
     state: State = {}
     for name in sorted(set(places.values())):
         # A name of a file beside the index, never a path elsewhere.
@@ -148,6 +148,18 @@ def _read_shards(index: Path) -> State:
         message = f"{len(missing)} tensors that {index} names are in none of its shards: {', '.join(missing[:4])}"
         raise ModelError(message)
     return state
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Return by tensor the file that holds it."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError):
+        places = None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        message = f"{index} is not an index of shards: expected JSON with a weight_map from tensors to file names"
+        raise ModelError(message)
+    return places
 
 
 def _tensors_of(shard: Path) -> State:

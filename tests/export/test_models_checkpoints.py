@@ -352,6 +352,14 @@ def test_shards_are_read_by_their_index(
         load(tiny_vit, index)
 
 
+@pytest.mark.parametrize("content", ["x", "[]", "{}", '{"weight_map": {"logit_scale": 5}}'])
+def test_an_index_that_is_none_is_refused(tiny_vit: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+
+    with pytest.raises(ModelError, match="is not an index of shards"):
+        load(tiny_vit, tmp_path)
+
+
 def test_a_folder_without_weights_is_refused(tiny_vit: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds no weights"):
         load(tiny_vit, tmp_path)
